@@ -1,0 +1,196 @@
+"""bundles: pretrained models, frozen right.
+
+Look up a descriptor, fetch its file, build the module, freeze it::
+
+    import bundles
+
+    bundles.list_bundles("CREPE_*")
+    model = bundles.CREPE_TINY.get_model(head=my_head, freeze=True)
+
+Everything public is an attribute of this package and is imported at its first use: listing bundles
+imports neither torch nor any hub client. Bundles are attributes, too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bundles.assemble import get_model as get_model
+    from bundles.assemble import load_into as load_into
+    from bundles.builders.head import EncoderWithHead as EncoderWithHead
+    from bundles.builders.load import LoadReport as LoadReport
+    from bundles.errors import BuildError as BuildError
+    from bundles.errors import BundlesError as BundlesError
+    from bundles.errors import BundlesWarning as BundlesWarning
+    from bundles.errors import CacheError as CacheError
+    from bundles.errors import CardError as CardError
+    from bundles.errors import ChecksumError as ChecksumError
+    from bundles.errors import DeltaBaseError as DeltaBaseError
+    from bundles.errors import DownloadError as DownloadError
+    from bundles.errors import DuplicateBundleError as DuplicateBundleError
+    from bundles.errors import FreezeArgumentError as FreezeArgumentError
+    from bundles.errors import FreezeError as FreezeError
+    from bundles.errors import FreezeWithoutWeightsWarning as FreezeWithoutWeightsWarning
+    from bundles.errors import FrozenDriftError as FrozenDriftError
+    from bundles.errors import HeadError as HeadError
+    from bundles.errors import InexpressibleModeError as InexpressibleModeError
+    from bundles.errors import MissingDependencyError as MissingDependencyError
+    from bundles.errors import NotDeterministicError as NotDeterministicError
+    from bundles.errors import NothingSelectedError as NothingSelectedError
+    from bundles.errors import NothingTrainableWarning as NothingTrainableWarning
+    from bundles.errors import OfflineError as OfflineError
+    from bundles.errors import PinError as PinError
+    from bundles.errors import PinMismatchError as PinMismatchError
+    from bundles.errors import RegistryError as RegistryError
+    from bundles.errors import SourceAccessError as SourceAccessError
+    from bundles.errors import SourceError as SourceError
+    from bundles.errors import SourceNotFoundError as SourceNotFoundError
+    from bundles.errors import StateDictMismatchError as StateDictMismatchError
+    from bundles.errors import UnknownBundleError as UnknownBundleError
+    from bundles.errors import UnpinnedSourceWarning as UnpinnedSourceWarning
+    from bundles.errors import UnsafeWeightsError as UnsafeWeightsError
+    from bundles.errors import VersionMismatchWarning as VersionMismatchWarning
+    from bundles.errors import WeightsError as WeightsError
+    from bundles.errors import WeightsFileError as WeightsFileError
+    from bundles.freezing.api import FreezeMixin as FreezeMixin
+    from bundles.freezing.api import freeze as freeze
+    from bundles.freezing.api import freeze_plan as freeze_plan
+    from bundles.freezing.api import frozen as frozen
+    from bundles.freezing.api import unfreeze as unfreeze
+    from bundles.freezing.derive import layer_groups as layer_groups
+    from bundles.freezing.param_groups import param_groups as param_groups
+    from bundles.freezing.report import FreezeReport as FreezeReport
+    from bundles.freezing.report import freeze_report as freeze_report
+    from bundles.freezing.snapshot import Snapshot as Snapshot
+    from bundles.freezing.snapshot import snapshot as snapshot
+    from bundles.freezing.snapshot import verify_frozen as verify_frozen
+    from bundles.registry.default import default_registry as default_registry
+    from bundles.registry.default import get_bundle as get_bundle
+    from bundles.registry.default import list_bundles as list_bundles
+    from bundles.registry.default import register as register
+    from bundles.registry.default import register_cards as register_cards
+    from bundles.registry.registry import Registry as Registry
+    from bundles.spec.bundle import Bundle as Bundle
+    from bundles.spec.groups import LayerGroup as LayerGroup
+    from bundles.spec.groups import LayerGroups as LayerGroups
+    from bundles.spec.mode import FreezeMode as FreezeMode
+    from bundles.spec.plan import FreezePlan as FreezePlan
+    from bundles.spec.policy import All as All
+    from bundles.spec.policy import Blocks as Blocks
+    from bundles.spec.policy import Encoder as Encoder
+    from bundles.spec.policy import ExceptLast as ExceptLast
+    from bundles.spec.policy import First as First
+    from bundles.spec.policy import FreezePolicy as FreezePolicy
+    from bundles.spec.policy import Head as Head
+    from bundles.spec.policy import Loaded as Loaded
+    from bundles.spec.policy import Match as Match
+    from bundles.spec.policy import Nothing as Nothing
+    from bundles.spec.source import WeightSource as WeightSource
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "get_model": "bundles.assemble",
+    "load_into": "bundles.assemble",
+    "EncoderWithHead": "bundles.builders.head",
+    "LoadReport": "bundles.builders.load",
+    "BundlesError": "bundles.errors",
+    "RegistryError": "bundles.errors",
+    "UnknownBundleError": "bundles.errors",
+    "DuplicateBundleError": "bundles.errors",
+    "CardError": "bundles.errors",
+    "SourceError": "bundles.errors",
+    "DownloadError": "bundles.errors",
+    "ChecksumError": "bundles.errors",
+    "OfflineError": "bundles.errors",
+    "SourceNotFoundError": "bundles.errors",
+    "SourceAccessError": "bundles.errors",
+    "WeightsError": "bundles.errors",
+    "WeightsFileError": "bundles.errors",
+    "UnsafeWeightsError": "bundles.errors",
+    "StateDictMismatchError": "bundles.errors",
+    "BuildError": "bundles.errors",
+    "MissingDependencyError": "bundles.errors",
+    "FreezeError": "bundles.errors",
+    "NothingSelectedError": "bundles.errors",
+    "InexpressibleModeError": "bundles.errors",
+    "FrozenDriftError": "bundles.errors",
+    "FreezeArgumentError": "bundles.errors",
+    "HeadError": "bundles.errors",
+    "NotDeterministicError": "bundles.errors",
+    "CacheError": "bundles.errors",
+    "PinError": "bundles.errors",
+    "PinMismatchError": "bundles.errors",
+    "DeltaBaseError": "bundles.errors",
+    "BundlesWarning": "bundles.errors",
+    "FreezeWithoutWeightsWarning": "bundles.errors",
+    "NothingTrainableWarning": "bundles.errors",
+    "UnpinnedSourceWarning": "bundles.errors",
+    "VersionMismatchWarning": "bundles.errors",
+    "FreezeMixin": "bundles.freezing.api",
+    "freeze": "bundles.freezing.api",
+    "freeze_plan": "bundles.freezing.api",
+    "frozen": "bundles.freezing.api",
+    "unfreeze": "bundles.freezing.api",
+    "layer_groups": "bundles.freezing.derive",
+    "param_groups": "bundles.freezing.param_groups",
+    "FreezeReport": "bundles.freezing.report",
+    "freeze_report": "bundles.freezing.report",
+    "Snapshot": "bundles.freezing.snapshot",
+    "snapshot": "bundles.freezing.snapshot",
+    "verify_frozen": "bundles.freezing.snapshot",
+    "default_registry": "bundles.registry.default",
+    "get_bundle": "bundles.registry.default",
+    "list_bundles": "bundles.registry.default",
+    "register": "bundles.registry.default",
+    "register_cards": "bundles.registry.default",
+    "Registry": "bundles.registry.registry",
+    "Bundle": "bundles.spec.bundle",
+    "LayerGroup": "bundles.spec.groups",
+    "LayerGroups": "bundles.spec.groups",
+    "FreezeMode": "bundles.spec.mode",
+    "FreezePlan": "bundles.spec.plan",
+    "All": "bundles.spec.policy",
+    "Blocks": "bundles.spec.policy",
+    "Encoder": "bundles.spec.policy",
+    "ExceptLast": "bundles.spec.policy",
+    "First": "bundles.spec.policy",
+    "FreezePolicy": "bundles.spec.policy",
+    "Head": "bundles.spec.policy",
+    "Loaded": "bundles.spec.policy",
+    "Match": "bundles.spec.policy",
+    "Nothing": "bundles.spec.policy",
+    "WeightSource": "bundles.spec.source",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        from bundles.registry.default import default_registry
+
+        if name in default_registry:
+            return default_registry[name]
+        raise AttributeError(_unknown(name))
+    raise AttributeError(f"module 'bundles' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from bundles.registry.default import default_registry
+
+    return sorted({*globals(), *__all__, *default_registry})
+
+
+def _unknown(name: str) -> str:
+    from bundles.registry.default import default_registry
+    from bundles.spec.suggest import closest
+
+    nearest = ", ".join(closest(name, [*__all__, *default_registry]))
+    return f"module 'bundles' has no attribute or bundle {name!r}: did you mean {nearest}?"

@@ -1,0 +1,1 @@
+"""Builder verbs: construct a module, read a weight file, put one into the other."""

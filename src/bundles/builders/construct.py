@@ -1,0 +1,68 @@
+"""Construct a module without paying for an initialisation that loading would overwrite."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+_FILLERS = frozenset(
+    getattr(torch.Tensor, name)
+    for name in (
+        # the last four are how trunc_normal_ goes on after uniform_
+        *("uniform_", "normal_", "fill_", "zero_", "random_", "bernoulli_", "exponential_", "log_normal_"),
+        *("erfinv_", "mul_", "add_", "clamp_"),
+    )
+) | frozenset(
+    (nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_)
+)  # fmt: skip
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leave parameters as they are allocated; buffers are computed as ever, since none may be stored.
+
+    A mode is local to its thread, which a patch of ``torch.nn.init`` would not be. Memory that is
+    never touched costs nothing, and neither does the random generator.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if func in _FILLERS and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+def without_init(make: Callable[[], nn.Module]) -> nn.Module:
+    """Return the module that ``make`` constructs, its parameters allocated and not initialised."""
+    with _SkipInit():
+        return make()
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """Return the module that ``make`` constructs, parameters on the meta device and buffers real."""
+    with _SkipInit(), _meta_parameters():
+        return make()
+
+
+@contextmanager
+def _meta_parameters() -> Iterator[None]:
+    thread = threading.get_ident()
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()

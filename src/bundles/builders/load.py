@@ -1,0 +1,202 @@
+"""Put weights into a module: everything that fits, or an error that lists everything that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bundles.errors import StateDictMismatchError
+from bundles.spec.provenance import mark
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        source: where the tensors came from.
+        loaded: names in the module that were filled.
+        missing: names in the module, below the prefix, that the file does not have.
+        unexpected: names in the file, below its prefix, that the module does not have.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.loaded)} tensors loaded from {self.source}, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected"
+        )
+
+
+def assign(
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    owned: Collection[str] = (),
+    fresh: Collection[str] = (),
+) -> LoadReport:
+    """Make a model's parameters and buffers be these tensors, without copying them.
+
+    Args:
+        model: its parameters may be empty or on the meta device.
+        tensors: by the model's names; the model keeps them.
+        source: recorded as their provenance.
+        owned: names that are copied all the same, since training would copy them page by page.
+        fresh: names that are left as they are: a new head.
+
+    Raises:
+        StateDictMismatchError: names or shapes differ, or something would be left on the meta device;
+            the model is not changed in the first case.
+    """
+    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in fresh}
+    ties = _ties(model, state)
+    tensors = {**{name: tensors[other] for name, other in _aliases(ties, tensors)}, **tensors}
+    missing = sorted(set(state) - set(tensors))
+    unexpected = sorted(set(tensors) - set(state))
+    mismatched = [*_mismatches(state, tensors), *_torn(ties, tensors)]
+    if missing or unexpected or mismatched:
+        raise mismatch_error(source, missing, unexpected, mismatched)
+    for name, old in state.items():
+        _replace(model, name, old, tensors[name], copy=name in owned)
+    for first, *others in ties:
+        for name in others:
+            _set(model, name, _get(model, first))
+    if left := sorted(_left_on_meta(model)):
+        raise mismatch_error(source, left, [], [])
+    mark(model, dict.fromkeys(state, source))
+    return LoadReport(source, tuple(state), (), ())
+
+
+def copy_into(
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    prefix: str = "",
+    source_prefix: str = "",
+) -> LoadReport:
+    """Copy the tensors below one prefix over those below another; optimizers keep what they hold.
+
+    Args:
+        model: somebody's own, initialised.
+        tensors: by the file's names.
+        source: recorded as the provenance of what is loaded.
+        prefix: where in the model, as ``"encoder."``.
+        source_prefix: where in the file.
+
+    Raises:
+        StateDictMismatchError: shapes differ, or no name fits; the model is not changed.
+    """
+    prefix, source_prefix = dotted(prefix), dotted(source_prefix)
+    state = model.state_dict(keep_vars=True)
+    wanted = {name for name in state if name.startswith(prefix)}
+    offered = {
+        prefix + name[len(source_prefix) :]: value
+        for name, value in tensors.items()
+        if name.startswith(source_prefix)
+    }
+    fitting = sorted(wanted & set(offered), key=list(state).index)
+    mismatched = list(_mismatches({name: state[name] for name in fitting}, offered))
+    if mismatched or not fitting:
+        raise mismatch_error(source, sorted(wanted - set(offered)), sorted(set(offered) - wanted), mismatched)
+    with torch.no_grad():
+        for name in fitting:
+            state[name].copy_(offered[name])
+    missing = [name for name in state if name in wanted and name not in offered]
+    mark(model, {**dict.fromkeys(missing, None), **dict.fromkeys(fitting, source)})
+    unexpected = [name for name in tensors if name.startswith(source_prefix)]
+    unexpected = [name for name in unexpected if prefix + name[len(source_prefix) :] not in wanted]
+    return LoadReport(source, tuple(fitting), tuple(missing), tuple(unexpected))
+
+
+def dotted(prefix: str) -> str:
+    """Return a prefix that ends in a dot, or is empty."""
+    return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+
+
+def mismatch_error(
+    source: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
+) -> StateDictMismatchError:
+    """Return the error that lists every difference between a file and a model."""
+    parts = [
+        f"{what} {', '.join(names)}"
+        for what, names in (
+            ("missing in the file:", missing),
+            ("unexpected in the file:", unexpected),
+            ("of another shape or type:", mismatched),
+        )
+        if names
+    ]
+    return StateDictMismatchError(
+        f"The weights of {source} do not fit the model; {'; '.join(parts) or 'no name is in both'}.",
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(mismatched),
+    )
+
+
+def _mismatches(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    for name in state.keys() & tensors.keys():
+        ours, theirs = state[name], tensors[name]
+        if ours.shape != theirs.shape:
+            yield f"{name} (model {tuple(ours.shape)}, file {tuple(theirs.shape)})"
+        elif ours.is_floating_point() != theirs.is_floating_point():
+            yield f"{name} (model {ours.dtype}, file {theirs.dtype})"
+
+
+def _ties(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Groups of names that are one tensor."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _aliases(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str]]:
+    """Tied names that the file leaves out, each with the name under which it has the tensor."""
+    for group in ties:
+        if known := next((name for name in group if name in tensors), None):
+            yield from ((name, known) for name in group)
+
+
+def _torn(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    for first, *others in ties:
+        for name in others:
+            if {first, name} <= tensors.keys() and not torch.equal(tensors[first], tensors[name]):
+                yield f"{name} (tied to {first} in the model, different in the file)"
+
+
+def _replace(model: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor, *, copy: bool) -> None:
+    # A file in float16 must not turn a float32 model into a float16 one.
+    value = new.to(old.dtype, copy=copy)
+    if isinstance(old, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=old.requires_grad)
+    _set(model, name, value)
+
+
+def _get(model: nn.Module, name: str) -> torch.Tensor:
+    owner, _, local = name.rpartition(".")
+    found: torch.Tensor = getattr(model.get_submodule(owner), local)
+    return found
+
+
+def _set(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    owner, _, local = name.rpartition(".")
+    setattr(model.get_submodule(owner), local, value)
+
+
+def _left_on_meta(model: nn.Module) -> Iterator[str]:
+    """Names of tensors without values, buffers that are not saved and plain attributes among them."""
+    for prefix, module in model.named_modules():
+        own = {**module._parameters, **module._buffers, **module.__dict__}
+        for local, value in own.items():
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                yield f"{prefix}.{local}" if prefix else local

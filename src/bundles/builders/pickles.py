@@ -1,0 +1,79 @@
+"""Convert a pickled checkpoint to safetensors, without running any code that it contains."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors.torch import save
+
+from bundles.errors import UnsafeWeightsError, WeightsFileError
+from bundles.spec.sniff import describe_file
+
+CONVERTER = 1  # part of the converted file's name: raise it when the output changes
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+def is_pickle_name(path: Path) -> bool:
+    """Whether a file is, by its name, a checkpoint written by ``torch.save``."""
+    return path.suffix in _SUFFIXES
+
+
+def convert_pickle(path: Path, file: BinaryIO) -> None:
+    """Read a flat state dict with ``weights_only=True`` and write it as safetensors.
+
+    There is no fallback: what the safe reader refuses is refused.
+
+    Raises:
+        UnsafeWeightsError: the pickle needs more than tensors; the message names it.
+        WeightsFileError: the file is no checkpoint, or holds something else than named tensors.
+    """
+    state = _load(path)
+    if not isinstance(state, dict) or not state or not all(map(_is_entry, state.items())):
+        raise WeightsFileError(
+            f"The checkpoint {path} does not hold a flat dict of named tensors, but {_shape(state)}: "
+            f"save the state_dict() of the model alone."
+        )
+    # Contiguous copies: tied tensors share storage, which safetensors does not take. Sorted, so
+    # that the same checkpoint gives the same bytes.
+    tensors = {name: state[name].detach().clone().contiguous() for name in sorted(state)}
+    file.write(save(tensors))
+
+
+def _load(path: Path) -> object:
+    kind = describe_file(path)
+    if "zip" not in kind and "pickle" not in kind:
+        raise WeightsFileError(f"The file {path} is {kind}; a checkpoint written by torch.save is needed.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeWeightsError(
+            f"The checkpoint {path} holds more than tensors, and reading it could run code "
+            f"({_first_line(error)}): save its state_dict() as safetensors instead."
+        ) from error
+    except Exception as error:
+        if "torchscript" in str(error).lower():
+            raise UnsafeWeightsError(
+                f"The file {path} is a TorchScript program, not weights: save its state_dict() as safetensors."
+            ) from error
+        raise WeightsFileError(
+            f"The checkpoint {path} is damaged or truncated ({_first_line(error)}): get it again."
+        ) from error
+
+
+def _is_entry(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+
+
+def _shape(state: object) -> str:
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    return f"a dict with the keys {list(state)[:4]}" if state else "nothing"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    wanted = next((line for line in text.splitlines() if "GLOBAL" in line or "global" in line), None)
+    return (wanted or text.splitlines()[0]).strip()[:200]

@@ -1,0 +1,55 @@
+"""The table of builders, and how one is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from torch import nn
+
+from bundles.builders.construct import on_meta, without_init
+from bundles.errors import BuildError
+from bundles.spec.bundle import Bundle
+
+# key -> "module:function", imported at first use; the keys are those of spec.architectures.
+BUILDERS: dict[str, str] = {
+    "torchcrepe": "bundles.builders.torchcrepe:build",
+}
+
+
+def build(bundle: Bundle, *, parameters: str = "initialised") -> nn.Module:
+    """Construct the module that a bundle describes.
+
+    Args:
+        bundle: the descriptor.
+        parameters: ``"initialised"``; ``"empty"``, allocated and to be loaded over; or ``"meta"``, names
+            and shapes alone.
+
+    Raises:
+        MissingDependencyError: the builder's library is absent or broken.
+        BuildError: the builder returns something else than a module.
+    """
+    make = _builder(bundle)
+
+    def construct() -> nn.Module:
+        return make(**dict(bundle.architecture))
+
+    module = {"empty": without_init, "meta": on_meta}.get(parameters, lambda make: make())(construct)
+    if not isinstance(module, nn.Module):
+        raise BuildError(
+            f"The builder of {bundle.name} returned a {type(module).__name__}: it must return an nn.Module."
+        )
+    return module
+
+
+def _builder(bundle: Bundle) -> Callable[..., nn.Module]:
+    if callable(bundle.builder):
+        return bundle.builder
+    if bundle.builder not in BUILDERS:
+        raise BuildError(
+            f"The bundle {bundle.name} names the builder {bundle.builder!r}: there is "
+            f"{', '.join(BUILDERS)}, or pass a function as builder=."
+        )
+    module, _, function = BUILDERS[bundle.builder].partition(":")
+    found: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+    return found

@@ -1,0 +1,1 @@
+"""Freezing verbs: describe a module, apply a plan, undo it, report, verify."""

@@ -1,0 +1,227 @@
+"""Freeze, unfreeze, and the forms that people call: function, context manager and mixin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from bundles.errors import FreezeWithoutWeightsWarning, NothingSelectedError, NothingTrainableWarning, warn
+from bundles.freezing import optimizers
+from bundles.freezing.apply import applied_plans, apply, capture, reinstate, undo
+from bundles.freezing.derive import layer_groups, unwrap
+from bundles.freezing.describe import describe, owned_parameters
+from bundles.spec.groups import LayerGroups
+from bundles.spec.mode import FreezeMode, parse_mode
+from bundles.spec.plan import FreezePlan
+from bundles.spec.policy import All, Candidates, FreezePolicy, parse_policy
+from bundles.spec.provenance import provenance
+from bundles.spec.resolve import plan_names, resolve
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def freeze(
+    model: M,
+    which: str | FreezePolicy = "all",
+    mode: str | FreezeMode = "eval",
+    *,
+    groups: LayerGroups | Mapping[str, Any] | None = None,
+    optimizer: Optimizer | None = None,
+) -> M:
+    """Freeze part of any model in place, so that it stays frozen after ``model.train()``.
+
+    Parameters that the policy does not select train afterwards, whatever an earlier call froze; those
+    that did not train before the first call stay as they are. Keys of ``state_dict()``, class names,
+    ``isinstance`` and forward signatures do not change.
+
+    Args:
+        model: any ``nn.Module``.
+        which: policy, or its string: ``"encoder"``, ``"last:2"``, ``"match:encoder.*"``, ...
+        mode: preset (``"eval"``, ``"features"``, ``"regularized"``, ``"frontend"``, ``"weights"``,
+            ``"mc"``) or ``FreezeMode``.
+        groups: the layer groups, if not those that :func:`layer_groups` finds.
+        optimizer: an optimizer over the model, out of which frozen parameters are taken.
+
+    Returns:
+        The model that was given.
+
+    Raises:
+        FreezeArgumentError: ``which``, ``mode`` or ``groups`` is not one of those accepted.
+        NothingSelectedError: the policy selects no parameter.
+        InexpressibleModeError: the mode needs two values of one flag.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    >>> model = freeze(model, "encoder").train()
+    >>> model[1].training, [name for name, p in model.named_parameters() if p.requires_grad]
+    (False, ['2.weight', '2.bias'])
+    """
+    plan = _freeze(model, which, mode, groups, optimizer)
+    warn_about(model, plan)
+    return model
+
+
+def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimizer | None = None) -> M:
+    """Give back exactly what :func:`freeze` changed; gradients it cleared stay cleared.
+
+    Args:
+        model: a model that is frozen, or that has frozen parts; others are left alone.
+        which: with a policy other than ``"all"``, what it selects thaws and the rest stays frozen.
+        optimizer: an optimizer to which thawed parameters are added, by identity.
+
+    Raises:
+        FreezeArgumentError, NothingSelectedError: as :func:`freeze`.
+
+    >>> import torch
+    >>> model = freeze(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)), "encoder")
+    >>> all(p.requires_grad for p in unfreeze(model).parameters())
+    True
+    """
+    inner, policy = unwrap(model), parse_policy(which)
+    before = _frozen_parameters(inner)
+    if policy == All():
+        undo(inner)
+    else:
+        _thaw(inner, policy)
+    if optimizer is not None:
+        optimizers.update(optimizer, before, _frozen_parameters(inner))
+    return model
+
+
+@contextmanager
+def frozen(model: M, which: str | FreezePolicy = "all", mode: str | FreezeMode = "eval") -> Iterator[M]:
+    """Freeze within a ``with`` block, then put back what was there before, an earlier freeze included.
+
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> with frozen(layer):
+    ...     layer.weight.requires_grad
+    False
+    >>> layer.weight.requires_grad
+    True
+    """
+    inner = unwrap(model)
+    earlier = capture(inner)
+    _freeze(model, which, mode, None, None)
+    try:
+        yield model
+    finally:
+        reinstate(inner, earlier)
+
+
+class FreezeMixin:
+    """Gives an ``nn.Module`` class the methods ``freeze()`` and ``unfreeze()``.
+
+    >>> import torch
+    >>> class Net(FreezeMixin, torch.nn.Sequential): ...
+    >>> Net(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).freeze("encoder")[0].weight.requires_grad
+    False
+    """
+
+    def freeze(
+        self,
+        which: str | FreezePolicy = "all",
+        mode: str | FreezeMode = "eval",
+        *,
+        groups: LayerGroups | Mapping[str, Any] | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> Self:
+        """As :func:`bundles.freeze`."""
+        freeze(_module(self), which, mode, groups=groups, optimizer=optimizer)
+        return self
+
+    def unfreeze(self, which: str | FreezePolicy = "all", *, optimizer: Optimizer | None = None) -> Self:
+        """As :func:`bundles.unfreeze`."""
+        unfreeze(_module(self), which, optimizer=optimizer)
+        return self
+
+
+def freeze_plan(model: nn.Module) -> FreezePlan | None:
+    """Return the plan that was put on the model, or ``None``.
+
+    >>> import torch
+    >>> freeze_plan(torch.nn.Linear(2, 2)) is None
+    True
+    """
+    inner = unwrap(model)
+    return next((plan for name, _, plan in applied_plans(inner) if name == ""), None)
+
+
+def warn_about(model: nn.Module, plan: FreezePlan) -> None:
+    """Warn where a plan freezes what was never trained, or leaves nothing to train."""
+    origins = provenance(model)
+    fresh = {name for name in plan.frozen if name in origins and origins[name] is None}
+    if fresh:
+        groups = dict.fromkeys(tensor.group for tensor in plan.tensors if tensor.name in fresh)
+        warn(
+            f"Freezing {len(fresh)} tensors that were never loaded from pretrained weights, in "
+            f"{', '.join(groups)}: load them first, or freeze less.",
+            FreezeWithoutWeightsWarning,
+        )
+    if plan.frozen and not plan.trainable and plan.mode.expects_training:
+        warn(
+            "Nothing is left to train: give the model a head (get_model(head=...)), freeze less "
+            "(freeze='encoder'), or say that this is meant (mode 'features').",
+            NothingTrainableWarning,
+        )
+
+
+def _freeze(
+    model: nn.Module,
+    which: str | FreezePolicy,
+    mode: str | FreezeMode,
+    groups: LayerGroups | Mapping[str, Any] | None,
+    optimizer: Optimizer | None,
+) -> FreezePlan:
+    inner = unwrap(model)
+    origins = provenance(inner)
+    plan = resolve(
+        parse_policy(which),
+        parse_mode(mode),
+        describe(inner),
+        layer_groups(inner, groups),
+        [name for name, origin in origins.items() if origin is not None],
+    )
+    before = _frozen_parameters(inner)
+    apply(inner, plan)
+    if optimizer is not None:
+        optimizers.update(optimizer, before, _frozen_parameters(inner))
+    return plan
+
+
+def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
+    """Make each plan in the model a smaller one, without what the policy selects."""
+    groups = layer_groups(model)
+    names = tuple(name for name, *_ in owned_parameters(model))
+    loaded = frozenset(name for name, origin in provenance(model).items() if origin is not None)
+    chosen = policy.select(Candidates(names, groups, loaded))
+    if not chosen:
+        raise NothingSelectedError(
+            f"The policy {policy!r} selects no parameter; the groups are {', '.join(groups.names)}.",
+            groups=groups.names,
+        )
+    for name, module, plan in list(applied_plans(model)):
+        prefix = f"{name}." if name else ""
+        rest = [tensor for tensor in plan.frozen if prefix + tensor not in chosen]
+        undo(module)
+        if rest:
+            text = f"({plan.policy}) & ~({policy!r})"
+            apply(module, plan_names(rest, text, plan.mode, describe(module), layer_groups(module)))
+
+
+def _frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
+    found: dict[int, nn.Parameter] = {}
+    for _, module, plan in applied_plans(model):
+        owned = {name: parameter for name, _, _, parameter in owned_parameters(module)}
+        found |= {id(owned[name]): owned[name] for name in plan.frozen if name in owned}
+    return list(found.values())
+
+
+def _module(value: object) -> nn.Module:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"FreezeMixin belongs on an nn.Module class, not on {type(value).__name__}.")
+    return value

@@ -1,0 +1,125 @@
+"""Layer groups of any model: those it carries, else derived from its children."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from bundles.freezing.describe import owned_parameters
+from bundles.spec.groups import Kind, LayerGroup, LayerGroups, LayerRule, match_layers, parse_rules
+
+_ATTRIBUTE = "_bundles_layers"
+_HEADS = ("head", "heads", "classifier", "fc", "lm_head", "aux", "score", "qa_outputs", "logits")
+_WRAPPED = ("_orig_mod", "module")
+
+
+def layer_groups(model: nn.Module, groups: LayerGroups | Mapping[str, Any] | None = None) -> LayerGroups:
+    """Return the ordered partition of a model's parameters into stem, blocks, norm and head.
+
+    A bundle's model carries its own. For any other, the head is what the last children are called
+    (``head``, ``classifier``, ``fc``, ...), else the last child; the blocks are the row of layers that
+    holds most parameters (a ``ModuleList``, or a ``Sequential``), else the other children.
+
+    Args:
+        model: any module; ``torch.compile``, DDP and EMA wrappers are looked through.
+        groups: given groups instead: a ``LayerGroups``, or a mapping as in a card's ``layers``.
+
+    Raises:
+        FreezeArgumentError: ``groups`` is malformed.
+
+    >>> import torch
+    >>> layer_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))).names
+    ('block.0', 'head')
+    """
+    if isinstance(groups, LayerGroups):
+        return groups
+    model = unwrap(model)
+    rules = parse_rules(groups) if groups is not None else model.__dict__.get(_ATTRIBUTE)
+    if rules is None:
+        return _derive(model)
+    return match_layers(rules, [name for name, *_ in owned_parameters(model)], rest="unlisted")
+
+
+def carry_rules(model: nn.Module, rules: Iterable[LayerRule]) -> None:
+    """Make a model carry the rules of its layer groups, also into copies and pickles."""
+    model.__dict__[_ATTRIBUTE] = tuple(rules)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile``, ``DataParallel``, DDP or ``AveragedModel``."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while type(model).__name__ in ("OptimizedModule", "AveragedModel") or isinstance(model, wrappers):
+        model = next(child for name in _WRAPPED if (child := model._modules.get(name)) is not None)
+    return model
+
+
+def _derive(model: nn.Module) -> LayerGroups:
+    sizes = {name: parameter.numel() for name, _, _, parameter in owned_parameters(model)}
+    head = _head(model, sizes)
+    body = {name: size for name, size in sizes.items() if not _within(name, head)}
+    blocks = _blocks(model, body)
+    inside = [name for name in body if _within(name, blocks)]
+    first = list(body).index(inside[0]) if inside else len(body)
+    outside = [(index < first, name) for index, name in enumerate(body) if name not in set(inside)]
+    sketch: list[tuple[str, Kind, list[str]]] = [
+        ("stem", "stem", [name for before, name in outside if before]),
+        *((f"block.{index}", "block", [block]) for index, block in enumerate(blocks)),
+        ("norm", "norm", [name for before, name in outside if not before]),
+        ("head", "head", head),
+    ]
+    groups = (
+        LayerGroup(name, kind, tuple(prefixes), tuple(key for key in sizes if _within(key, prefixes)))
+        for name, kind, prefixes in sketch
+    )
+    return LayerGroups(tuple(group for group in groups if group.parameters))
+
+
+def _head(model: nn.Module, sizes: Mapping[str, int]) -> list[str]:
+    """Names of the top-level children that make up the head; empty where there is none."""
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in sizes))
+    named = [part for part in parts if part in _HEADS and part in model._modules]
+    if named or len(parts) < 2 or parts[-1] not in model._modules:
+        return named if len(named) < len(parts) else []
+    last = model._modules[parts[-1]]
+    is_row = isinstance(last, nn.ModuleList | nn.Sequential) and _share(parts[-1], sizes) >= 0.5
+    return [] if is_row else [parts[-1]]
+
+
+def _blocks(model: nn.Module, body: Mapping[str, int]) -> list[str]:
+    """Names of the modules that are the blocks, in order."""
+    rows = [
+        (name, row)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(row := _children(name, body)) > 1
+    ]
+    lists = [row for name, row in rows if _is_list(model, name) and _share(name, body) >= 0.5]
+    sequences = [row for name, row in rows if not _is_list(model, name) and _share(name, body) >= 0.8]
+    if lists or sequences:
+        return lists[0] if lists else sequences[-1]  # the outermost list, or the innermost sequence
+    row, prefix = _children("", body), ""
+    while len(row) == 1 and row[0] not in body:  # a model inside a model
+        row, prefix = _children(row[0], body), row[0]
+    modules = [name for name in row if name not in body]  # a bare parameter is stem or norm
+    return modules if len(modules) > 1 or not prefix else modules or [prefix]
+
+
+def _children(prefix: str, names: Iterable[str]) -> list[str]:
+    """``a.b``, ``a.c`` for prefix ``a``: the next dotted level that leads to some parameter."""
+    start = f"{prefix}." if prefix else ""
+    below = (name[len(start) :].partition(".")[0] for name in names if name.startswith(start))
+    return list(dict.fromkeys(start + part for part in below))
+
+
+def _is_list(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), nn.ModuleList)
+
+
+def _share(prefix: str, sizes: Mapping[str, int]) -> float:
+    inside = sum(size for name, size in sizes.items() if not prefix or _within(name, [prefix]))
+    return inside / (sum(sizes.values()) or 1)
+
+
+def _within(name: str, prefixes: Iterable[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

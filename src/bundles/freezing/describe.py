@@ -1,0 +1,99 @@
+"""Describe a module as the plain table that planning works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from bundles.freezing.hold import base_class, requires_grad_before
+from bundles.freezing.reads import reads_training
+from bundles.spec.table import Effect, ModuleRow, ModuleTable, ParameterRow
+
+# Attributes that switch off whole layers or time steps; torchaudio, fairseq and transformers use these.
+_STRUCTURE_KNOBS = ("layer_drop", "layerdrop", "encoder_layerdrop", "decoder_layerdrop", "mask_time_prob")
+
+
+def describe(model: nn.Module) -> ModuleTable:
+    """Return the model's modules and parameters as data.
+
+    What is mounted or tied more than once is listed under each of its names.
+    """
+    return ModuleTable(
+        modules=tuple(_module_row(*entry) for entry in model.named_modules(remove_duplicate=False)),
+        parameters=tuple(_parameter_rows(model)),
+    )
+
+
+def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Yield (full name, owner, local name, parameter) of each parameter, tied ones under every name."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for local, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{prefix}.{local}" if prefix else local, module, local, parameter
+
+
+def _parameter_rows(model: nn.Module) -> Iterator[ParameterRow]:
+    owned = list(owned_parameters(model))
+    names: dict[int, list[str]] = {}
+    before: dict[int, bool] = {}
+    for name, module, local, parameter in owned:
+        names.setdefault(id(parameter), []).append(name)
+        # A tied parameter that another owner recorded as trained is trained.
+        was = requires_grad_before(module, local, parameter)
+        before[id(parameter)] = before.get(id(parameter), False) or was
+    for name, _, _, parameter in owned:
+        yield ParameterRow(
+            name=name,
+            shape=tuple(parameter.shape),
+            module=name.rpartition(".")[0],
+            trainable=before[id(parameter)],
+            tied=tuple(names[id(parameter)]),
+        )
+
+
+def _module_row(name: str, module: nn.Module) -> ModuleRow:
+    reads = reads_training(module)
+    effects, assumed = _effects(module, reads)
+    cls = base_class(module)
+    return ModuleRow(
+        name=name,
+        called=getattr(cls, "forward", None) is not nn.Module.forward,
+        reads=reads or "stats" in effects,
+        builtin=cls.__module__.startswith("torch.nn."),
+        effects=effects,
+        assumed=assumed,
+    )
+
+
+def _effects(module: nn.Module, reads: bool) -> tuple[tuple[Effect, ...], bool]:
+    """Return what hangs on the module's flag, and whether that is a guess."""
+    known: list[Effect] = []
+    if _has_power_iteration(module):
+        known.append("stats")
+    if isinstance(module, _NormBase):
+        tracks = module.running_mean is not None
+        return (*known, "stats") if tracks and not known else tuple(known), False
+    if isinstance(module, _SpectralNorm) or not reads:
+        return tuple(known), False
+    if isinstance(module, _DropoutNd | nn.RNNBase | nn.MultiheadAttention):
+        return (*known, "noise"), False
+    if any(_is_rate(getattr(module, knob, None)) for knob in _STRUCTURE_KNOBS):
+        return (*known, "structure"), True
+    if any(True for _ in module.buffers(recurse=False)):
+        return ("noise", "stats"), True
+    return (*known, "noise"), True
+
+
+def _has_power_iteration(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

@@ -1,0 +1,203 @@
+"""Hold a module's behaviour against ``train()``: the mechanism.
+
+A held module gets a subclass of its own class, one per class, that overrides ``train()``; what is
+held is instance data. Modules are never replaced or wrapped, so checkpoints, ``isinstance``, class
+names and signatures stay as they are. ``torch`` swaps classes in the same way in ``parametrize`` and
+``fully_shard``; the rules learnt there are kept:
+
+- one cached subclass per class, so that ``torch.compile`` guards on one type for equal blocks;
+- the subclass bears its base's names, since Hub libraries and FX look at them;
+- ``__reduce_ex__`` names the base, so that pickles load in a fresh process;
+- the base's ``train()`` runs with the mode that was *requested*, so that adapters injected below
+  later follow the caller, and only then is the flag put back;
+- ``torch``'s parametrized modules keep their class, which ``remove_parametrizations`` relies on;
+  they get an instance attribute instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+_HOLD = "_bundles_hold"
+_REQUESTED = "_bundles_requested"
+_BEFORE = "_bundles_requires_grad"
+_FORWARD = "_bundles_forward"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What is held: the ``training`` flag (``None`` follows ``train()``), and whether forward is cut."""
+
+    training: bool | None
+    cut: bool
+
+
+def hold(module: nn.Module, what: Hold) -> None:
+    """Hold a module until :func:`release`."""
+    if is_held(module):
+        release(module)
+    state = module.__dict__
+    state[_HOLD] = what
+    state[_REQUESTED] = module.training
+    if parametrize.is_parametrized(module):
+        _hold_instance(module, what)
+    else:
+        module.__class__ = _held_class(type(module), what.cut)
+    _put_flag(module)
+
+
+def release(module: nn.Module) -> None:
+    """Undo :func:`hold`; the module is left in the mode last requested of it."""
+    state = module.__dict__
+    if state.pop(_HOLD, None) is None:
+        return
+    if isinstance(state.get("train"), functools.partial):
+        del state["train"]
+    if _FORWARD in state:
+        state.pop("forward", None)
+        if (own := state.pop(_FORWARD)) is not None:
+            state["forward"] = own
+    if "_bundles_base" in vars(type(module)):  # not where FSDP or parametrize put a class on top
+        module.__class__ = base_class(module)
+    module.training = state.pop(_REQUESTED)
+
+
+def held(module: nn.Module) -> Hold | None:
+    """Return what is held of a module, or ``None``."""
+    found: Hold | None = module.__dict__.get(_HOLD)
+    return found
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether the module is held."""
+    return _HOLD in module.__dict__
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the module had before it was held."""
+    cls = type(module)
+    base: type[nn.Module] = vars(cls).get("_bundles_base", cls)
+    return base
+
+
+def set_requires_grad(module: nn.Module, local: str, parameter: nn.Parameter, value: bool) -> None:
+    """Set ``requires_grad`` and remember what it was before the first time; frozen drops ``.grad``."""
+    before = module.__dict__.get(_BEFORE, {})
+    if local not in before:
+        module.__dict__[_BEFORE] = {**before, local: parameter.requires_grad}
+    parameter.requires_grad_(value)
+    if not value:
+        parameter.grad = None
+
+
+def requires_grad_before(module: nn.Module, local: str, parameter: nn.Parameter) -> bool:
+    """Return what ``requires_grad`` was before this package touched it."""
+    was: bool = module.__dict__.get(_BEFORE, {}).get(local, parameter.requires_grad)
+    return was
+
+
+def grads_and_before(module: nn.Module) -> dict[str, tuple[bool, bool]]:
+    """Return, for each own parameter that this package touched, ``requires_grad`` before and now."""
+    return {
+        local: (before, parameter.requires_grad)
+        for local, before in module.__dict__.get(_BEFORE, {}).items()
+        if (parameter := module._parameters.get(local)) is not None
+    }
+
+
+def restore_requires_grad(module: nn.Module) -> None:
+    """Undo every :func:`set_requires_grad` on a module's own parameters."""
+    for local, value in module.__dict__.pop(_BEFORE, {}).items():
+        parameter = module._parameters.get(local)
+        if parameter is not None:
+            parameter.requires_grad_(value)
+
+
+def _put_flag(module: nn.Module) -> None:
+    what = held(module)
+    if what is not None and what.training is not None:
+        module.training = what.training
+
+
+# --- the class form -------------------------------------------------------------------------------
+
+
+@functools.cache
+def _held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        base.train(self, mode)
+        _note_request(self, mode)
+        return self
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        make, args, *rest = base.__reduce_ex__(self, protocol)
+        named = tuple(base if arg is type(self) else arg for arg in args)
+        return (_rebuild, (make, named, cut), *rest)
+
+    members: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__reduce_ex__": reduce_ex,
+        "_bundles_base": base,
+        "train": functools.wraps(base.train)(train),
+    }
+    if cut:
+        members["forward"] = _cut_forward(base.forward)
+    return type(base)(base.__name__, (base,), members)
+
+
+def _rebuild(make: Callable[..., nn.Module], args: tuple[Any, ...], cut: bool) -> nn.Module:
+    """Unpickle a held module: as its base class, which can be imported, then swapped again."""
+    module = make(*args)
+    module.__class__ = _held_class(type(module), cut)
+    return module
+
+
+def _cut_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def cut_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        what = held(self)
+        if what is None or not what.cut:
+            return forward(self, *args, **kwargs)
+        with torch.no_grad():
+            return forward(self, *args, **kwargs)
+
+    return cut_forward
+
+
+def _note_request(module: nn.Module, mode: bool) -> None:
+    if is_held(module):
+        module.__dict__[_REQUESTED] = mode
+        _put_flag(module)
+
+
+# --- the instance form, for parametrized modules --------------------------------------------------
+
+
+def _hold_instance(module: nn.Module, what: Hold) -> None:
+    # functools.partial, because deepcopy rebinds it to the copy and pickle accepts it.
+    module.__dict__["train"] = functools.partial(_train_instance, module)
+    if what.cut:
+        own = module.__dict__.get("forward")
+        module.__dict__[_FORWARD] = own
+        module.__dict__["forward"] = functools.partial(_forward_instance, module)
+
+
+def _train_instance(module: nn.Module, mode: bool = True) -> nn.Module:
+    type(module).train(module, mode)
+    _note_request(module, mode)
+    return module
+
+
+def _forward_instance(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    own = module.__dict__[_FORWARD]
+    with torch.no_grad():
+        return own(*args, **kwargs) if own else type(module).forward(module, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""Registry verbs: read cards, look bundles up, list them."""

@@ -1,0 +1,221 @@
+"""The registry: a Mapping from names to bundles.
+
+This file is on the path of ``import bundles; bundles.list_bundles()``, so what costs time to import
+is imported where it is used, and a card becomes a ``Bundle`` at its first lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from bundles.errors import CardError, DuplicateBundleError, RegistryError, UnknownBundleError
+
+if TYPE_CHECKING:
+    from bundles.spec.bundle import Bundle
+
+_COLUMNS = ("name", "task", "license", "parameters", "weights", "description")
+
+
+class Registry(Mapping[str, "Bundle"]):
+    """Bundles by name, in natural order; names that differ only in case count as the same.
+
+    Args:
+        populate: called once, at the first use, to fill the registry.
+
+    >>> import bundles
+    >>> bundles.default_registry["CREPE_TINY"].task
+    'pitch'
+    """
+
+    def __init__(self, populate: Callable[[Registry], None] | None = None) -> None:
+        self._populate = populate
+        self._cards: dict[str, tuple[Mapping[str, Any], str]] = {}
+        self._bundles: dict[str, Bundle] = {}
+        self._broken: dict[str, list[str]] = {}
+        self._problems: list[str] = []
+        self._order: list[str] | None = None
+
+    # --- Mapping ---------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Bundle:
+        self._fill()
+        bundle = self._bundles.get(name)
+        if bundle is not None:
+            return bundle
+        if name in self._cards:
+            from bundles.registry.cards import to_bundle
+
+            bundle = self._bundles[name] = to_bundle(name, *self._cards[name])
+            return bundle
+        raise self._unknown(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        if self._order is None:
+            self._order = sorted({*self._cards, *self._bundles}, key=natural_key)
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return name in self._cards or name in self._bundles
+
+    # --- discovery -------------------------------------------------------------------------------
+
+    def names(self, match: str = "*", **metadata: object) -> list[str]:
+        """Return the names that match a glob and carry all of this metadata.
+
+        Args:
+            match: glob on the name, case ignored.
+            metadata: value, or glob where the metadata is text (``license="CC-BY-NC*"``); where it is
+                a list, one of its entries.
+
+        Raises:
+            RegistryError: no bundle has metadata of that name.
+        """
+        names = list(self)
+        if match != "*":
+            from fnmatch import fnmatchcase
+
+            names = [name for name in names if fnmatchcase(name.lower(), match.lower())]
+        for key, wanted in metadata.items():
+            self._check_filter(key)
+            names = [name for name in names if _matches(self._metadata(name).get(key), wanted)]
+        return names
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with cards that were found and could not be used: file, line, key, cause."""
+        self._fill()
+        return tuple(self._problems)
+
+    # --- adding ----------------------------------------------------------------------------------
+
+    def add(self, bundle: Bundle, *, override: bool = False) -> None:
+        """Add a bundle made in Python.
+
+        Raises:
+            DuplicateBundleError: the name is taken and ``override`` is not set.
+        """
+        self._fill()
+        self._claim(bundle.name, bundle.origin, override)
+        self._bundles[bundle.name] = bundle
+
+    def add_card(self, name: str, card: Mapping[str, Any], origin: str, *, override: bool = False) -> None:
+        """Add a checked card, to be made a bundle when it is looked up.
+
+        Raises:
+            DuplicateBundleError: the name is taken and ``override`` is not set.
+        """
+        self._claim(name, origin, override)
+        self._cards[name] = (card, origin)
+
+    def add_problems(self, problems: list[str], broken: Mapping[str, list[str]]) -> None:
+        """Note cards that could not be used; looking one up then says why."""
+        self._problems.extend(problems)
+        self._broken.update(broken)
+
+    # --- display ---------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        from bundles.display import text_table
+
+        return text_table(_COLUMNS, self._rows())
+
+    def _repr_html_(self) -> str:
+        from bundles.display import html_table
+
+        return html_table(_COLUMNS, self._rows())
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        if self._populate is not None:
+            populate, self._populate = self._populate, None
+            populate(self)
+
+    def _claim(self, name: str, origin: str, override: bool) -> None:
+        taken = next((known for known in self if known.lower() == name.lower()), None)
+        if taken is not None:
+            first = self._cards[taken][1] if taken in self._cards else self._bundles[taken].origin
+            if not override:
+                raise DuplicateBundleError(
+                    f"The bundle {name} of {origin} is defined already, as {taken} of {first}: give it "
+                    f"another name, or pass override=True.",
+                    name=name,
+                    origins=(first, origin),
+                )
+            self._cards.pop(taken, None)
+            self._bundles.pop(taken, None)
+        self._order = None
+        self._broken.pop(name, None)
+
+    def _metadata(self, name: str) -> Mapping[str, Any]:
+        if name in self._cards:
+            card = self._cards[name][0]
+            return {**card, **card.get("extra", {})}
+        bundle = self._bundles[name]
+        return {"builder": bundle.builder, **bundle.metadata}
+
+    def _check_filter(self, key: str) -> None:
+        known = {field for name in self for field in self._metadata(name)}
+        if key not in known:
+            from bundles.spec.suggest import closest
+
+            nearest = ", ".join(closest(key, known)) or "nothing, since there is no bundle"
+            raise RegistryError(f"No bundle has the metadata {key!r}; the closest is {nearest}.")
+
+    def _unknown(self, name: str) -> RegistryError:
+        if name in self._broken:
+            lines = self._broken[name]
+            return CardError(f"The card of {name} is broken:\n" + "\n".join(lines), problems=tuple(lines))
+        from bundles.spec.suggest import closest
+
+        nearest = closest(name, self)
+        meant = f"did you mean {', '.join(nearest)}? " if nearest else ""
+        return UnknownBundleError(
+            f"There is no bundle {name!r}: {meant}`bundles list` lists all {len(self)}; your own need "
+            f"bundles.register(...) first.",
+            name=name,
+            closest=nearest,
+        )
+
+    def _rows(self) -> Iterator[tuple[object, ...]]:
+        for name in self:
+            facts, bundle = self._metadata(name), self[name]
+            count = facts.get("num_parameters")
+            yield (
+                name,
+                facts.get("task", ""),
+                facts.get("license", ""),
+                f"{count:,}" if count else "",
+                bundle.weights.uri if bundle.weights else "",
+                facts.get("description", ""),
+            )
+
+
+def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sort ``BASE2`` before ``BASE10``.
+
+    >>> sorted(["BASE10", "BASE2"], key=natural_key)
+    ['BASE2', 'BASE10']
+    """
+    runs = ((digits, "".join(run)) for digits, run in groupby(name, str.isdecimal))
+    return tuple((digits, int(run) if digits else 0, run) for digits, run in runs)
+
+
+def _matches(value: object, wanted: object) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_matches(entry, wanted) for entry in value)
+    if isinstance(value, str) and isinstance(wanted, str):
+        from fnmatch import fnmatchcase
+
+        return fnmatchcase(value.lower(), wanted.lower())
+    return value == wanted

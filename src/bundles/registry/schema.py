@@ -1,0 +1,147 @@
+"""The fields of a card, and what is wrong with a value: one schema for every origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bundles.errors import BundlesError
+from bundles.spec.architectures import ARCHITECTURES, argument_problem, missing_arguments
+from bundles.spec.groups import parse_rules
+from bundles.spec.mode import parse_mode
+from bundles.spec.policy import parse_policy
+from bundles.spec.source import sha256_problem, size_problem, uri_problem
+from bundles.spec.suggest import closest
+
+Problem = tuple[tuple[str, ...], str]  # the key's path within the card, and what is wrong there
+
+METADATA: dict[str, type] = {
+    "description": str,
+    "frame_length": int,
+    "homepage": str,
+    "hop_length": int,
+    "input_shape": list,
+    "labels": list,
+    "languages": list,
+    "license": str,
+    "modality": str,
+    "num_parameters": int,
+    "paper": str,
+    "pitch_bins": int,
+    "sample_rate": int,
+    "task": str,
+    "training_data": str,
+}
+FIELDS: dict[str, type] = METADATA | {
+    "architecture": dict,
+    "builder": str,
+    "extra": dict,
+    "freeze": str,
+    "freeze_mode": str,
+    "head_slot": str,
+    "layers": dict,
+    "num_features": int,
+    "weights": dict,
+}
+REQUIRED = ("builder", "layers")
+_WORDS = {str: "a string", int: "a positive integer", list: "a list", dict: "a table"}
+
+
+def problems_of(card: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield everything that is wrong with one card, defaults already merged in."""
+    for key, value in card.items():
+        if key not in FIELDS:
+            nearest = closest(key, FIELDS, count=1)[0]
+            yield (key,), f"is not a key of a card; the closest is {nearest!r}"
+        elif type(value) is not FIELDS[key] or (FIELDS[key] is int and value <= 0):
+            yield (key,), f"{value!r} is not {_WORDS[FIELDS[key]]}"
+        elif key in _CHECKS:
+            yield from _CHECKS[key](value, card)
+    for key in REQUIRED:
+        if key not in card:
+            yield (key,), "is missing"
+
+
+def name_problem(name: str) -> str | None:
+    """Return what is wrong with a bundle's name, or ``None``."""
+    plain = name.isascii() and name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    reserved = name.upper().partition(".")[0] in _RESERVED
+    if not plain or not name[0].isalpha() or name.endswith(".") or reserved or len(name) > 96:
+        return "is not a name: letters, digits, '_', '-' and '.', a letter first, 96 at most"
+    return None
+
+
+_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
+
+
+def _check_builder(builder: str, card: Mapping[str, Any]) -> Iterator[Problem]:
+    if builder not in ARCHITECTURES:
+        hint = ""
+        if "." in builder or ":" in builder or "/" in builder:
+            hint = " (import paths are not taken from cards: use bundles.register(Bundle(builder=function)))"
+        yield ("builder",), f"{builder!r} is not a builder{hint}; there is {', '.join(ARCHITECTURES)}"
+        return
+    given = card.get("architecture", {})
+    for name in missing_arguments(builder, given if isinstance(given, Mapping) else {}):
+        yield ("architecture", name), "is missing"
+
+
+def _check_architecture(arguments: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    if card.get("builder") in ARCHITECTURES:
+        for name, value in arguments.items():
+            if problem := argument_problem(card["builder"], name, value):
+                yield ("architecture", name), problem
+
+
+def _check_weights(weights: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    checks: dict[str, Callable[[Any], str | None]] = {
+        "source": uri_problem,
+        "sha256": sha256_problem,
+        "size": size_problem,
+    }
+    for key, value in weights.items():
+        if key not in checks:
+            yield ("weights", key), f"is not a key of weights; there is {', '.join(checks)}"
+        elif problem := checks[key](value):
+            yield ("weights", key), problem
+    if "source" not in weights:
+        yield ("weights", "source"), "is missing"
+
+
+def _check_layers(layers: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, entry in layers.items():
+        yield from _attempt(("layers", name), lambda: parse_rules({name: entry}))  # noqa: B023
+    if not layers:
+        yield ("layers",), "is empty"
+
+
+def _check_policy(policy: str, card: Mapping[str, Any]) -> Iterator[Problem]:
+    return _attempt(("freeze",), lambda: parse_policy(policy))
+
+
+def _check_mode(mode: str, card: Mapping[str, Any]) -> Iterator[Problem]:
+    return _attempt(("freeze_mode",), lambda: parse_mode(mode))
+
+
+def _check_extra(extra: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, value in extra.items():
+        if key in FIELDS or type(value) not in (str, int, float, bool):
+            yield ("extra", key), f"{value!r} is not text, number or true/false under a key of its own"
+
+
+def _attempt(path: tuple[str, ...], parse: Callable[[], object]) -> Iterator[Problem]:
+    try:
+        parse()
+    except BundlesError as error:
+        yield path, str(error).rstrip(".")
+
+
+_CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Problem]]] = {
+    "builder": _check_builder,
+    "architecture": _check_architecture,
+    "weights": _check_weights,
+    "layers": _check_layers,
+    "freeze": _check_policy,
+    "freeze_mode": _check_mode,
+    "extra": _check_extra,
+}

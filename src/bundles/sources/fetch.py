@@ -1,0 +1,94 @@
+"""Fetch: decide what a source needs, do only that, and return a path with the pinned bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from bundles.errors import OfflineError, SourceNotFoundError
+from bundles.sources import cache
+from bundles.sources.schemes import SCHEMES, Scheme
+from bundles.sources.verify import Verify, check_file
+from bundles.spec.source import WeightSource
+from bundles.spec.suggest import accepted
+
+Action = Literal["use_in_place", "use_cached", "download", "refuse"]
+
+
+def fetch(source: WeightSource, *, verify: Verify = "once") -> Path:
+    """Return a local file that holds a source's weights.
+
+    With a digest and the file present this uses no network, takes no lock and writes nothing.
+
+    Args:
+        source: address, digest and size.
+        verify: ``"once"`` hashes a file again only after it changed, ``"always"`` at each call,
+            ``"off"`` never (the size is still checked).
+
+    Raises:
+        SourceNotFoundError: nothing is there, or the scheme is unknown.
+        SourceAccessError: it may not be read.
+        ChecksumError: size or digest differ from the pinned ones.
+        OfflineError: a download is needed and ``BUNDLES_OFFLINE`` is set.
+        CacheError: the cache folder cannot be written.
+
+    >>> import bundles
+    >>> fetch(bundles.CREPE_TINY.weights).name
+    'tiny.pth'
+    """
+    scheme = _scheme(source)
+    cached = cache.find(_place(source)) if scheme.download and source.sha256 else None
+    match decide(scheme, cached, offline=is_offline()):
+        case "use_in_place":
+            assert scheme.locate is not None
+            path = scheme.locate(source)
+        case "use_cached":
+            assert cached is not None
+            path = cached
+        case "download":
+            return _download(source, scheme)
+        case "refuse":
+            raise OfflineError(
+                f"{source.uri} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
+                f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
+            )
+    check_file(path, source, verify)
+    return path
+
+
+def decide(scheme: Scheme, cached: Path | None, *, offline: bool) -> Action:
+    """Say what must be done: a pure decision, ordered by how little each needs."""
+    if scheme.locate is not None:
+        return "use_in_place"
+    if cached is not None:
+        return "use_cached"
+    return "refuse" if offline else "download"
+
+
+def is_offline() -> bool:
+    """Whether downloads are switched off, by ``BUNDLES_OFFLINE`` or ``HF_HUB_OFFLINE``."""
+    names = ("BUNDLES_OFFLINE", "HF_HUB_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+def _scheme(source: WeightSource) -> Scheme:
+    if source.scheme not in SCHEMES:
+        raise SourceNotFoundError(
+            f"The weight source {source.uri!r} has the unknown scheme {source.scheme!r}: there is "
+            f"{accepted(source.scheme, SCHEMES)}."
+        )
+    return SCHEMES[source.scheme]
+
+
+def _download(source: WeightSource, scheme: Scheme) -> Path:
+    def write(file: BinaryIO) -> None:
+        assert scheme.download is not None
+        scheme.download(source, file)
+
+    return cache.place(_place(source), write, lambda path: check_file(path, source, "always"))
+
+
+def _place(source: WeightSource) -> str:
+    """Where in the cache a download lives: by digest, so that equal bytes are kept once."""
+    return f"files/{source.sha256}" if source.sha256 else f"unpinned/{cache.key(source.uri)}"

@@ -1,0 +1,130 @@
+"""The bundle: one object that knows its weights, its architecture, and what goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bundles.spec.groups import LayerRule, parse_rules
+from bundles.spec.mode import FreezeMode, parse_mode
+from bundles.spec.plan import FreezePlan
+from bundles.spec.policy import FreezePolicy, parse_policy
+from bundles.spec.source import WeightSource
+from bundles.spec.values import FrozenDict
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A descriptor of a pretrained model; it holds no weights and no module.
+
+    Args:
+        name: letters, digits, ``_``, ``-`` and ``.``.
+        builder: a key of the builder table, or (from Python only) a callable that takes
+            ``**architecture`` and returns an ``nn.Module``.
+        architecture: the arguments of the builder.
+        weights: where the weights come from; ``None`` for an architecture alone.
+        layers: layer groups in order, as in a card: ``{"blocks": "layers.{i}", "head": "fc"}``.
+            Without it they are derived from the module.
+        default_policy: what ``freeze=True`` freezes.
+        default_mode: how, unless ``freeze_mode=`` says otherwise.
+        head_slot: dotted name of the module that ``head=`` replaces; ``None`` if there is none.
+        num_features: size of the features that a head takes, or ``None`` if unknown.
+        metadata: anything else worth knowing (``task``, ``license``, ``sample_rate``, ...); each
+            entry is an attribute of the bundle, too.
+        origin: where the descriptor was defined, for people.
+
+    >>> import bundles
+    >>> bundles.CREPE_TINY.sample_rate, bundles.CREPE_TINY.num_features
+    (16000, 256)
+    """
+
+    name: str
+    builder: str | Callable[..., torch.nn.Module]
+    architecture: Mapping[str, Any] = field(default_factory=FrozenDict)
+    weights: WeightSource | None = None
+    layers: Mapping[str, Any] = field(default_factory=FrozenDict)
+    default_policy: FreezePolicy | str = "encoder"
+    default_mode: FreezeMode | str = "eval"
+    head_slot: str | None = None
+    num_features: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=FrozenDict)
+    origin: str = field(default="Python", compare=False)
+
+    def __post_init__(self) -> None:
+        weights = WeightSource(self.weights) if isinstance(self.weights, str) else self.weights
+        normal = {
+            "architecture": FrozenDict(self.architecture),
+            "layers": FrozenDict(self.layers),
+            "metadata": FrozenDict(self.metadata),
+            "weights": weights,
+            "default_policy": parse_policy(self.default_policy),
+            "default_mode": parse_mode(self.default_mode),
+        }
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
+        parse_rules(self.layers)  # raises now rather than at the first build
+
+    def __getattr__(self, name: str) -> Any:
+        metadata: Mapping[str, Any] = self.__dict__.get("metadata", {})
+        if name in metadata:
+            return metadata[name]
+        raise AttributeError(
+            f"The bundle {self.__dict__.get('name')!r} has no {name!r}; its metadata are "
+            f"{', '.join(metadata) or 'empty'}."
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.metadata})
+
+    def __repr__(self) -> str:
+        weights = self.weights.uri if self.weights else None
+        return f"<Bundle {self.name}: weights={weights!r}, freezes {self.default_policy!r}>"
+
+    @property
+    def rules(self) -> tuple[LayerRule, ...]:
+        """The layer groups' rules; empty where they are derived from the module."""
+        return parse_rules(self.layers)
+
+    def get_model(
+        self,
+        *,
+        freeze: bool | str | FreezePolicy = False,
+        freeze_mode: str | FreezeMode | None = None,
+        pretrained: bool = True,
+        head: torch.nn.Module | Callable[[int], torch.nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.nn.Module:
+        """Build the model, load its weights and freeze it; see :func:`bundles.get_model`."""
+        from bundles import assemble
+
+        return assemble.get_model(
+            self,
+            freeze=freeze,
+            freeze_mode=freeze_mode,
+            pretrained=pretrained,
+            head=head,
+            device=device,
+            dtype=dtype,
+        )
+
+    def plan(
+        self,
+        *,
+        freeze: bool | str | FreezePolicy = True,
+        freeze_mode: str | FreezeMode | None = None,
+        head: torch.nn.Module | Callable[[int], torch.nn.Module] | None = None,
+    ) -> FreezePlan:
+        """Return what :meth:`get_model` would freeze and hold; needs no weights.
+
+        Raises:
+            FreezeArgumentError, NothingSelectedError, InexpressibleModeError, HeadError,
+            MissingDependencyError: as :meth:`get_model` would.
+        """
+        from bundles import assemble
+
+        return assemble.plan(self, freeze=freeze, freeze_mode=freeze_mode, head=head)

@@ -1,0 +1,174 @@
+"""Layer groups: one ordered, named partition of a model's parameters.
+
+Freezing by depth, learning-rate decay and reports all read this partition, so they cannot disagree
+on what block 7 is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bundles.errors import BuildError, FreezeArgumentError
+
+Kind = Literal["stem", "block", "norm", "head"]
+KINDS: tuple[Kind, ...] = ("stem", "block", "norm", "head")
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """A line of a card's ``layers`` table: which parameters make up a group, or the row of blocks.
+
+    A pattern is a dotted name with ``*`` and ``?``; it takes a parameter whose name, or any dotted
+    prefix of it, it matches. ``{i}`` stands for a number, and makes one block per number.
+    """
+
+    name: str
+    kind: Kind
+    match: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise FreezeArgumentError(
+                f"The kind {self.kind!r} of layer group {self.name!r} is not one of {KINDS}."
+            )
+        if (self.kind == "block") != all("{i}" in pattern for pattern in self.match):
+            raise FreezeArgumentError(
+                f"The patterns {self.match} of layer group {self.name!r} must contain {{i}} where the "
+                f"kind is 'block', as in 'layers.{{i}}', and nowhere else."
+            )
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """A named part of a model, with the parameters in it."""
+
+    name: str
+    kind: Kind
+    match: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+    @property
+    def role(self) -> Literal["encoder", "head"]:
+        """What the default policy asks: ``"head"`` stays trainable, ``"encoder"`` is frozen."""
+        return "head" if self.kind == "head" else "encoder"
+
+    def covers(self, module: str) -> bool:
+        """Whether a module belongs here by its name, parameters or not."""
+        return any(_regex(pattern).fullmatch(module) for pattern in self.match)
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """The partition, from the input of the model to its output.
+
+    >>> groups = match_layers(parse_rules({"blocks": "conv{i}", "head": "fc"}),
+    ...                       ["conv1.weight", "conv2.weight", "fc.weight"])
+    >>> groups.names
+    ('block.0', 'block.1', 'head')
+    """
+
+    groups: tuple[LayerGroup, ...]
+
+    def __iter__(self) -> Iterator[LayerGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The groups' names in order."""
+        return tuple(group.name for group in self)
+
+    @property
+    def blocks(self) -> tuple[LayerGroup, ...]:
+        """The groups of kind ``"block"``, in order."""
+        return tuple(group for group in self if group.kind == "block")
+
+    def of_module(self, module: str) -> LayerGroup | None:
+        """Return the group whose patterns name a module, or ``None``."""
+        return next((group for group in self if group.covers(module)), None)
+
+
+def parse_rules(layers: Mapping[str, Any]) -> tuple[LayerRule, ...]:
+    """Read a ``layers`` table: name -> pattern, list of patterns, or ``{match=, kind=}``.
+
+    The names ``stem``, ``blocks``, ``norm`` and ``head`` tell their kind; any other needs ``kind``.
+
+    Raises:
+        FreezeArgumentError: an entry is none of these.
+    """
+    return tuple(_parse_rule(name, entry) for name, entry in layers.items())
+
+
+def _parse_rule(name: str, entry: Any) -> LayerRule:
+    if not isinstance(entry, Mapping):
+        entry = {"match": entry}
+    match = entry.get("match", ())
+    match = (match,) if isinstance(match, str) else tuple(match)
+    kind = entry.get("kind", "block" if name == "blocks" else name)
+    if not match or set(entry) - {"match", "kind"} or kind not in KINDS:
+        raise FreezeArgumentError(
+            f"The layer group {name!r} = {entry!r} is not a pattern, a list of patterns or "
+            f"{{match=..., kind=...}} with a kind of {KINDS}."
+        )
+    return LayerRule("block" if kind == "block" else name, kind, match)
+
+
+def match_layers(
+    rules: Iterable[LayerRule], parameters: Iterable[str], *, rest: str | None = None
+) -> LayerGroups:
+    """Sort parameter names into groups.
+
+    Args:
+        rules: in order from input to output.
+        parameters: every parameter name of the model, in registration order.
+        rest: the name of a head group for parameters that no rule takes; without it they are an error.
+
+    Raises:
+        BuildError: the rules do not partition the parameters; both lists are given.
+    """
+    rules, parameters = tuple(rules), tuple(parameters)
+    taken = {name: [hit for rule in rules if (hit := _claim(rule, name))] for name in parameters}
+    twice = [name for name, hits in taken.items() if len(hits) > 1]
+    missed = [name for name, hits in taken.items() if not hits]
+    if twice or (missed and rest is None):
+        raise BuildError(
+            f"The layer groups do not partition the parameters: in no group {missed}, in several {twice}."
+        )
+    found = {name: hits[0] for name, hits in taken.items() if hits}
+    groups = [group for rule in rules for group in _collect(rule, found)]
+    if missed and rest is not None:
+        groups.append(LayerGroup(rest, "head", (), tuple(missed)))
+    return LayerGroups(tuple(groups))
+
+
+def prefixed_rules(rules: Iterable[LayerRule], prefix: str) -> tuple[LayerRule, ...]:
+    """Return the rules for the same model mounted at ``prefix`` (which ends in a dot, or is empty)."""
+    return tuple(
+        LayerRule(rule.name, rule.kind, tuple(prefix + pattern for pattern in rule.match)) for rule in rules
+    )
+
+
+def _claim(rule: LayerRule, parameter: str) -> tuple[LayerRule, int] | None:
+    for pattern in rule.match:
+        if hit := _regex(pattern).fullmatch(parameter):
+            return rule, int(hit.group(1)) if rule.kind == "block" else 0
+    return None
+
+
+def _collect(rule: LayerRule, found: Mapping[str, tuple[LayerRule, int]]) -> Iterator[LayerGroup]:
+    numbers = sorted({number for owner, number in found.values() if owner is rule})
+    for index, number in enumerate(numbers):
+        name = f"block.{index}" if rule.kind == "block" else rule.name
+        match = tuple(pattern.replace("{i}", str(number)) for pattern in rule.match)
+        parameters = tuple(key for key, claim in found.items() if claim == (rule, number))
+        yield LayerGroup(name, rule.kind, match, parameters)
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    glob = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".").replace(r"\{i\}", r"(\d+)")
+    return re.compile(glob + r"(?:\..*)?", re.DOTALL)  # re caches compiled patterns

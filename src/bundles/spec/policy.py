@@ -1,0 +1,274 @@
+"""Which parameters are frozen: policies as values that can be combined, printed and compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+
+from bundles.errors import FreezeArgumentError
+from bundles.spec.groups import LayerGroup, LayerGroups
+from bundles.spec.suggest import accepted
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a policy chooses from: names, their groups, and which of them came from a weight file."""
+
+    names: tuple[str, ...]
+    groups: LayerGroups
+    loaded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, repr=False)
+class FreezePolicy:
+    """Base of every policy. ``a | b``, ``a & b`` and ``~a`` are policies too.
+
+    >>> Encoder() & ~Match("*.bias")
+    Encoder() & ~Match('*.bias')
+    """
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        """Return the names that are frozen."""
+        raise NotImplementedError
+
+    def __or__(self, other: FreezePolicy) -> FreezePolicy:
+        return Either(self, other) if isinstance(other, FreezePolicy) else NotImplemented
+
+    def __and__(self, other: FreezePolicy) -> FreezePolicy:
+        return Both(self, other) if isinstance(other, FreezePolicy) else NotImplemented
+
+    def __invert__(self) -> FreezePolicy:
+        return Other(self)
+
+    def __repr__(self) -> str:
+        values = ", ".join(repr(getattr(self, field.name)) for field in fields(self))
+        return f"{type(self).__name__}({values})"
+
+
+class Encoder(FreezePolicy):
+    """Every group whose role is ``"encoder"``."""
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return _members(candidates, lambda group: group.role == "encoder")
+
+
+class Head(FreezePolicy):
+    """Every group whose role is ``"head"``."""
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return _members(candidates, lambda group: group.role == "head")
+
+
+class All(FreezePolicy):
+    """Every parameter."""
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return frozenset(candidates.names)
+
+
+class Nothing(FreezePolicy):
+    """No parameter; the one policy that may select nothing."""
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return frozenset()
+
+
+class Loaded(FreezePolicy):
+    """Exactly the tensors that came from pretrained weights."""
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return candidates.loaded
+
+
+@dataclass(frozen=True, repr=False)
+class ExceptLast(FreezePolicy):
+    """All but the last ``n`` blocks, the final norm after them and the head."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count("ExceptLast", self.n)
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        blocks = _first_blocks(candidates, self.n, repr(self))
+        kept = blocks[: len(blocks) - self.n]
+        return _members(candidates, lambda group: group.kind == "stem" or group in kept)
+
+
+@dataclass(frozen=True, repr=False)
+class First(FreezePolicy):
+    """The stem and the first ``n`` blocks."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count("First", self.n)
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        kept = _first_blocks(candidates, self.n, repr(self))[: self.n]
+        return _members(candidates, lambda group: group.kind == "stem" or group in kept)
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class Blocks(FreezePolicy):
+    """These blocks, counted from 0, contiguous or not.
+
+    >>> Blocks(range(3), 6)
+    Blocks(0, 1, 2, 6)
+    """
+
+    indices: tuple[int, ...]
+
+    def __init__(self, *indices: int | Iterable[int]) -> None:
+        flat: set[int] = set()
+        for entry in indices:
+            flat.update([entry] if isinstance(entry, int) else entry)
+        if not flat or any(type(index) is not int or index < 0 for index in flat):
+            raise FreezeArgumentError(
+                f"Blocks{indices!r} is not a list of block numbers from 0, as in Blocks(0, 1) or "
+                f"Blocks(range(4))."
+            )
+        object.__setattr__(self, "indices", tuple(sorted(flat)))
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        blocks = _first_blocks(candidates, self.indices[-1] + 1, repr(self))
+        kept = [blocks[index] for index in self.indices]
+        return _members(candidates, lambda group: group in kept)
+
+    def __repr__(self) -> str:
+        return f"Blocks({', '.join(map(str, self.indices))})"
+
+
+@dataclass(frozen=True, repr=False)
+class Match(FreezePolicy):
+    """A glob on the parameter's name, or on any dotted prefix of it."""
+
+    glob: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.glob, str) or not self.glob:
+            raise FreezeArgumentError(
+                f"Match({self.glob!r}) needs a pattern, as in Match('encoder.*.attention')."
+            )
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return frozenset(name for name in candidates.names if self._takes(name))
+
+    def _takes(self, name: str) -> bool:
+        parts = name.split(".")
+        prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+        return any(fnmatchcase(prefix, self.glob) for prefix in prefixes)
+
+
+@dataclass(frozen=True, repr=False)
+class Either(FreezePolicy):
+    """What one or the other selects: ``a | b``."""
+
+    left: FreezePolicy
+    right: FreezePolicy
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return self.left.select(candidates) | self.right.select(candidates)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.left)} | {_operand(self.right)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Both(FreezePolicy):
+    """What both select: ``a & b``."""
+
+    left: FreezePolicy
+    right: FreezePolicy
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return self.left.select(candidates) & self.right.select(candidates)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.left)} & {_operand(self.right)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Other(FreezePolicy):
+    """What the policy does not select: ``~a``."""
+
+    policy: FreezePolicy
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return frozenset(candidates.names) - self.policy.select(candidates)
+
+    def __repr__(self) -> str:
+        return f"~{_operand(self.policy)}"
+
+
+_WORDS: dict[str, Callable[[], FreezePolicy]] = {
+    "encoder": Encoder,
+    "head": Head,
+    "all": All,
+    "none": Nothing,
+    "loaded": Loaded,
+}
+_PREFIXES: dict[str, tuple[str, Callable[[str], FreezePolicy]]] = {
+    "last": (r"\d+", lambda count: ExceptLast(int(count))),
+    "first": (r"\d+", lambda count: First(int(count))),
+    "blocks": (r"\d+(-\d+)?(,\d+(-\d+)?)*", lambda numbers: Blocks(*_ranges(numbers))),
+    "match": (r".+", Match),
+}
+_EXAMPLES = (*_WORDS, "last:2", "first:6", "blocks:0-3,6", "match:encoder.*.attention")
+
+
+def parse_policy(policy: str | FreezePolicy) -> FreezePolicy:
+    """Return the policy that a string stands for; a policy is returned as it is.
+
+    Raises:
+        FreezeArgumentError: the string is none of those accepted.
+
+    >>> parse_policy("blocks:0-3,6")
+    Blocks(0, 1, 2, 3, 6)
+    """
+    if isinstance(policy, FreezePolicy):
+        return policy
+    if isinstance(policy, str):
+        if policy in _WORDS:
+            return _WORDS[policy]()
+        prefix, _, rest = policy.partition(":")
+        pattern, make = _PREFIXES.get(prefix, ("(?!)", Match))
+        if re.fullmatch(pattern, rest):
+            return make(rest)
+    raise FreezeArgumentError(
+        f"Freeze policy {policy!r} is not known: give one of {accepted(str(policy), _EXAMPLES)}, "
+        f"or a FreezePolicy."
+    )
+
+
+def _members(candidates: Candidates, wanted: Callable[[LayerGroup], bool]) -> frozenset[str]:
+    return frozenset(name for group in candidates.groups if wanted(group) for name in group.parameters)
+
+
+def _first_blocks(candidates: Candidates, needed: int, policy: str) -> tuple[LayerGroup, ...]:
+    blocks = candidates.groups.blocks
+    if needed > len(blocks):
+        raise FreezeArgumentError(
+            f"{policy} needs {needed} blocks and the model has {len(blocks)}; its groups are "
+            f"{', '.join(candidates.groups.names)}."
+        )
+    return blocks
+
+
+def _check_count(policy: str, count: object) -> None:
+    if type(count) is not int or count < 0:
+        raise FreezeArgumentError(f"{policy}({count!r}) needs a number of blocks, as in {policy}(2).")
+
+
+def _ranges(text: str) -> list[range]:
+    pairs = (part.partition("-") for part in text.split(","))
+    ranges = [range(int(first), int(last or first) + 1) for first, _, last in pairs]
+    if not all(ranges):
+        raise FreezeArgumentError(f"'blocks:{text}' counts backwards: write the smaller number first.")
+    return ranges
+
+
+def _operand(policy: FreezePolicy) -> str:
+    return f"({policy!r})" if isinstance(policy, Either | Both) else repr(policy)

@@ -1,0 +1,42 @@
+"""Where each tensor of a model came from, carried by the modules themselves.
+
+The record sits on the module that owns the tensor, so it follows the module into copies, pickles and
+other models. It is three-valued: a source; ``None`` for a tensor known to be freshly initialised; no
+entry where nothing is known, as in a user's own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ATTRIBUTE = "_bundles_provenance"
+
+
+def mark(model: Any, origins: Mapping[str, str | None]) -> None:
+    """Record the origin of parameters and buffers.
+
+    Args:
+        model: a ``torch.nn.Module``.
+        origins: dotted tensor name -> source, or ``None`` for freshly initialised.
+    """
+    for name, origin in origins.items():
+        owner, _, local = name.rpartition(".")
+        module = model.get_submodule(owner)
+        known = module.__dict__.get(_ATTRIBUTE, {})
+        module.__dict__[_ATTRIBUTE] = {**known, local: origin}  # a new dict: copies may share the old
+
+
+def provenance(model: Any) -> dict[str, str | None]:
+    """Return the recorded origin of every tensor of the model that has one.
+
+    >>> import torch
+    >>> provenance(torch.nn.Linear(2, 1))
+    {}
+    """
+    found: dict[str, str | None] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        for local, origin in module.__dict__.get(_ATTRIBUTE, {}).items():
+            found[prefix + local] = origin
+    return found

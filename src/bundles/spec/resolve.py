@@ -1,0 +1,175 @@
+"""Turn a policy and a mode into a plan: pure, without a model and without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from bundles.errors import InexpressibleModeError, NothingSelectedError
+from bundles.spec.groups import LayerGroups
+from bundles.spec.mode import FreezeMode
+from bundles.spec.plan import FreezePlan, PlannedGroup, PlannedHold, PlannedTensor
+from bundles.spec.policy import Candidates, FreezePolicy, Nothing
+from bundles.spec.table import ModuleRow, ModuleTable, ParameterRow
+
+Part = Literal["frozen", "mixed", "free"]
+
+
+def resolve(
+    policy: FreezePolicy,
+    mode: FreezeMode,
+    table: ModuleTable,
+    groups: LayerGroups,
+    loaded: Iterable[str] = (),
+) -> FreezePlan:
+    """Work out what a policy and a mode mean for one model.
+
+    Args:
+        policy: which parameters are frozen.
+        mode: how the frozen part behaves.
+        table: the model's modules and parameters.
+        groups: the partition that the policy speaks of.
+        loaded: the parameters that come from pretrained weights.
+
+    Raises:
+        NothingSelectedError: the policy selects no parameter and is not ``Nothing()``.
+        InexpressibleModeError: one flag of a known module would need two values.
+    """
+    names = tuple(row.name for row in table.parameters)
+    chosen = policy.select(Candidates(names, groups, frozenset(loaded)))
+    if not chosen and policy != Nothing():
+        raise NothingSelectedError(
+            f"The policy {policy!r} selects no parameter; the groups are {', '.join(groups.names)}, "
+            f"and the first parameters are {', '.join(names[:3])}.",
+            groups=groups.names,
+        )
+    return plan_names(chosen, repr(policy), mode, table, groups)
+
+
+def plan_names(
+    names: Iterable[str], policy: str, mode: FreezeMode, table: ModuleTable, groups: LayerGroups
+) -> FreezePlan:
+    """Return the plan that freezes exactly these parameters, and every other name they are tied to."""
+    frozen = _with_ties(frozenset(names), table.parameters)
+    group_of = {name: group.name for group in groups for name in group.parameters}
+    return FreezePlan(
+        policy=policy,
+        mode=mode,
+        groups=tuple(PlannedGroup(group.name, group.kind) for group in groups),
+        tensors=tuple(_planned(row, frozen, group_of) for row in table.parameters),
+        holds=tuple(_holds(table, parts_of(table, frozen, groups), mode)),
+    )
+
+
+def _with_ties(chosen: frozenset[str], rows: Iterable[ParameterRow]) -> frozenset[str]:
+    return frozenset(row.name for row in rows if chosen.intersection(row.tied))
+
+
+def _planned(row: ParameterRow, frozen: frozenset[str], group_of: dict[str, str]) -> PlannedTensor:
+    state: Literal["frozen", "trainable", "fixed"] = "trainable" if row.trainable else "fixed"
+    return PlannedTensor(
+        row.name, row.shape, group_of.get(row.name, ""), "frozen" if row.name in frozen else state
+    )
+
+
+# --- which modules belong to the frozen part ------------------------------------------------------
+
+
+@dataclass
+class _Census:
+    """What is known of the parameters below a module."""
+
+    total: int = 0
+    frozen: int = 0
+    last_frozen: int = -1  # position of the last module below that owns a frozen parameter
+
+
+def parts_of(table: ModuleTable, frozen: frozenset[str], groups: LayerGroups) -> dict[str, Part]:
+    """Say of each module whether it belongs to the frozen part, to the rest, or reaches over both."""
+    position = {row.name: index for index, row in enumerate(table.modules)}
+    census: dict[str, _Census] = {row.name: _Census() for row in table.modules}
+    for parameter in table.parameters:
+        for name in _lineage(parameter.module):
+            below = census[name]
+            below.total += 1
+            if parameter.name in frozen:
+                below.frozen += 1
+                below.last_frozen = max(below.last_frozen, position[parameter.module])
+    whole = {group.name: frozen.issuperset(group.parameters) for group in groups}
+    return {row.name: _part(row.name, census, position, groups, whole) for row in table.modules}
+
+
+def _part(
+    name: str,
+    census: dict[str, _Census],
+    position: dict[str, int],
+    groups: LayerGroups,
+    whole: dict[str, bool],
+) -> Part:
+    owner = next((module for module in _lineage(name) if census[module].total), None)
+    if owner is None or not census[owner].frozen:
+        return "free"
+    if census[owner].frozen == census[owner].total:
+        return "frozen"
+    if owner == name:
+        return "mixed"
+    # A dropout, say, between frozen and trainable siblings: it belongs to the group that names it,
+    # else to the frozen part if something frozen is registered after it, and so may read its output.
+    if group := groups.of_module(name):
+        return "frozen" if whole[group.name] else "free"
+    return "frozen" if position[name] < census[owner].last_frozen else "free"
+
+
+def _lineage(name: str) -> Iterable[str]:
+    """``a.b`` -> ``a.b``, ``a``, ````."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
+# --- how they are held ----------------------------------------------------------------------------
+
+
+def _holds(table: ModuleTable, parts: dict[str, Part], mode: FreezeMode) -> Iterable[PlannedHold]:
+    impossible = []
+    entries = {row.name for row in table.modules if row.called and parts[row.name] == "frozen"}
+    for row in table.modules:
+        flag, expressible = _flag(row, parts[row.name], mode)
+        if not expressible:
+            impossible.append(row.name)
+        cut = mode.grad == "cut" and row.name in entries and not entries.intersection(_above(row.name))
+        if flag is not None or cut:
+            yield PlannedHold(row.name, flag, cut, row.assumed and flag is not None)
+    if impossible:
+        raise InexpressibleModeError(
+            f"The mode {mode} asks for two behaviours that hang on one flag in "
+            f"{', '.join(name or 'the model itself' for name in impossible)}: choose noise, stats and "
+            f"structure that go together there, as 'eval' or 'weights' do.",
+            modules=tuple(impossible),
+        )
+
+
+def _flag(row: ModuleRow, part: Part, mode: FreezeMode) -> tuple[bool | None, bool]:
+    """Return the value at which the training flag is held, and whether that says what was asked."""
+    if part == "free" or (part == "mixed" and not row.reads):
+        return None, True
+    if not row.effects:
+        # A class of unknown make that does not read the flag itself: so that it reads as frozen, too.
+        return (None if row.builtin or mode.noise != "off" else False), True
+    wanted = {_WANTED[effect](mode) for effect in row.effects}
+    if len(wanted) == 1:
+        return wanted.pop(), True
+    return (False if False in wanted else True), row.assumed
+
+
+_WANTED = {
+    "noise": lambda mode: {"off": False, "follow": None, "on": True}[mode.noise],
+    "stats": lambda mode: {"hold": False, "follow": None}[mode.stats],
+    "structure": lambda mode: {"off": False, "follow": None}[mode.structure],
+}
+
+
+def _above(module: str) -> Iterable[str]:
+    return (name for name in _lineage(module) if name != module)
