@@ -55,7 +55,7 @@ def make_head(bundle: Bundle, head: Head) -> nn.Module:
         return head
     if not callable(head):
         raise HeadError(
-            f"head={head!r} is neither a module nor a callable: pass head=lambda features: nn.Linear(features, 10)."
+            f"head={head!r} is neither a module nor a callable: pass head=lambda n: nn.Linear(n, 10)."
         )
     if size is None:
         raise HeadError(

@@ -57,7 +57,7 @@ def assign(
             the model is not changed in the first case.
     """
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in fresh}
-    ties = _ties(model, state)
+    ties = _ties(state)
     tensors = {**{name: tensors[other] for name, other in _aliases(ties, tensors)}, **tensors}
     missing = sorted(set(state) - set(tensors))
     unexpected = sorted(set(tensors) - set(state))
@@ -152,7 +152,7 @@ def _mismatches(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.T
             yield f"{name} (model {ours.dtype}, file {theirs.dtype})"
 
 
-def _ties(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def _ties(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """Groups of names that are one tensor."""
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():

@@ -56,7 +56,7 @@ def _load(path: Path) -> object:
     except Exception as error:
         if "torchscript" in str(error).lower():
             raise UnsafeWeightsError(
-                f"The file {path} is a TorchScript program, not weights: save its state_dict() as safetensors."
+                f"The file {path} is a TorchScript program: save its state_dict() as safetensors."
             ) from error
         raise WeightsFileError(
             f"The checkpoint {path} is damaged or truncated ({_first_line(error)}): get it again."

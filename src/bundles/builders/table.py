@@ -34,12 +34,19 @@ def build(bundle: Bundle, *, parameters: str = "initialised") -> nn.Module:
     def construct() -> nn.Module:
         return make(**dict(bundle.architecture))
 
-    module = {"empty": without_init, "meta": on_meta}.get(parameters, lambda make: make())(construct)
+    module = _CONSTRUCT[parameters](construct)
     if not isinstance(module, nn.Module):
         raise BuildError(
             f"The builder of {bundle.name} returned a {type(module).__name__}: it must return an nn.Module."
         )
     return module
+
+
+_CONSTRUCT: dict[str, Callable[[Callable[[], nn.Module]], nn.Module]] = {
+    "initialised": lambda make: make(),
+    "empty": without_init,
+    "meta": on_meta,
+}
 
 
 def _builder(bundle: Bundle) -> Callable[..., nn.Module]:

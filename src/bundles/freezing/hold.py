@@ -129,15 +129,27 @@ def _put_flag(module: nn.Module) -> None:
 # --- the class form -------------------------------------------------------------------------------
 
 
-@functools.cache
+_held_classes: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+
+
 def _held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
+    """Return the one subclass that holds modules of a class."""
+    if (base, cut) not in _held_classes:
+        _held_classes.setdefault((base, cut), _make_held_class(base, cut))
+    return _held_classes[base, cut]
+
+
+def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
         base.train(self, mode)
         _note_request(self, mode)
         return self
 
-    def reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        make, args, *rest = base.__reduce_ex__(self, protocol)
+    def reduce_ex(self: nn.Module, protocol: Any) -> str | tuple[Any, ...]:
+        reduced = base.__reduce_ex__(self, protocol)
+        if isinstance(reduced, str):  # a name to import: a base that pickles by reference
+            return reduced
+        make, args, *rest = reduced
         named = tuple(base if arg is type(self) else arg for arg in args)
         return (_rebuild, (make, named, cut), *rest)
 
@@ -151,7 +163,8 @@ def _held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
     }
     if cut:
         members["forward"] = _cut_forward(base.forward)
-    return type(base)(base.__name__, (base,), members)
+    made: type[nn.Module] = type(base)(base.__name__, (base,), members)  # type: ignore[misc]
+    return made
 
 
 def _rebuild(make: Callable[..., nn.Module], args: tuple[Any, ...], cut: bool) -> nn.Module:

@@ -8,7 +8,6 @@ that is gated on the flag, and not only the layer types that somebody thought of
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -27,13 +26,22 @@ def reads_training(module: nn.Module) -> bool:
     return _class_reads(cls) or (patched is not None and _reads(cls, (patched,)))
 
 
-@functools.cache
+_known: dict[type[nn.Module], bool] = {}
+
+
 def _class_reads(cls: type[nn.Module]) -> bool:
+    if cls not in _known:
+        _known[cls] = _reads(cls, tuple(_entries(cls)))
+    return _known[cls]
+
+
+def _entries(cls: type[nn.Module]) -> list[Any]:
+    """Where calls come in."""
     members = [(name, member) for base in _own(cls) for name, member in vars(base).items()]
     entries = [member for name, member in members if name in ("forward", "__call__")]
     if not entries:  # called through methods of its own, or a mere container
         entries = [member for name, member in members if name not in _SETTERS and callable(member)]
-    return _reads(cls, tuple(entries))
+    return entries
 
 
 def _reads(cls: type, entries: tuple[Any, ...]) -> bool:

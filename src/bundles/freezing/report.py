@@ -15,10 +15,10 @@ from bundles.freezing.hold import held
 from bundles.spec.groups import LayerGroup, LayerGroups
 from bundles.spec.plan import FreezePlan, PlannedHold
 from bundles.spec.provenance import provenance
-from bundles.spec.resolve import plan_names
+from bundles.spec.resolve import home_of, plan_names
 from bundles.spec.table import ModuleTable
 
-_COLUMNS = ("group", "role", "tensors", "parameters", "trainable", "state", "held", "weights")
+_COLUMNS = ("group", "role", "#tensors", "#parameters", "#trainable", "state", "held", "weights")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def freeze_report(model: nn.Module) -> FreezeReport:
     inner = unwrap(model)
     groups, table = layer_groups(inner), describe(inner)
     plan = next((plan for name, _, plan in applied_plans(inner) if name == ""), None)
-    home = {row.name: _home(row.name, groups, table) for row in table.modules}
+    home = {row.name: home_of(row.name, groups) for row in table.modules}
     modules = dict(inner.named_modules(remove_duplicate=False))
     held_names = [name for name, module in modules.items() if held(module) is not None]
     return FreezeReport(
@@ -141,16 +141,6 @@ def _flag(module: nn.Module) -> str:
     if what is None or what.training is None:
         return "follow"
     return "on" if module.training else "off"
-
-
-def _home(module: str, groups: LayerGroups, table: ModuleTable) -> str | None:
-    """The one group that a module belongs to, or ``None`` where it reaches over several."""
-    prefix = f"{module}." if module else ""
-    below = {group.name for group in groups for name in group.parameters if name.startswith(prefix)}
-    if below:
-        return below.pop() if len(below) == 1 else None
-    group = groups.of_module(module)
-    return group.name if group else _home(module.rpartition(".")[0], groups, table) if module else None
 
 
 def _problems(model: nn.Module, plan: FreezePlan, groups: LayerGroups, table: ModuleTable) -> Iterator[str]:

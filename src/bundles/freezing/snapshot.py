@@ -16,7 +16,6 @@ from bundles.freezing.derive import layer_groups, unwrap
 from bundles.freezing.describe import describe
 from bundles.freezing.hold import held
 from bundles.spec.resolve import parts_of
-from bundles.spec.table import ModuleRow
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,9 @@ def _covered(model: nn.Module) -> Iterator[str]:
     parts = parts_of(table, frozenset(frozen), layer_groups(model))
     for row in table.modules:
         module = modules[row.name]
-        if parts[row.name] == "frozen" or _is_held_still(module):
-            if not (follows and _writes_buffers(row)):
-                yield from (f"{row.name}.{name}".lstrip(".") for name in _own_buffers(module))
-
-
-def _writes_buffers(row: ModuleRow) -> bool:
-    return "stats" in row.effects
+        covered = parts[row.name] == "frozen" or _is_held_still(module)
+        if covered and not (follows and "stats" in row.effects):
+            yield from (f"{row.name}.{name}".lstrip(".") for name in _own_buffers(module))
 
 
 def _is_held_still(module: nn.Module) -> bool:

@@ -68,7 +68,7 @@ def merge(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> Card:
     for key, value in table.items():
         inherited = defaults.get(key)
         whole = key == "layers" or not isinstance(value, dict) or not isinstance(inherited, dict)
-        merged[key] = value if whole else {**inherited, **value}
+        merged[key] = value if whole else {**(inherited or {}), **value}
     return merged
 
 

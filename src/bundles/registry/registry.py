@@ -6,8 +6,9 @@ is imported where it is used, and a card becomes a ``Bundle`` at its first looku
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from bundles.errors import CardError, DuplicateBundleError, RegistryError, UnknownBundleError
@@ -15,7 +16,7 @@ from bundles.errors import CardError, DuplicateBundleError, RegistryError, Unkno
 if TYPE_CHECKING:
     from bundles.spec.bundle import Bundle
 
-_COLUMNS = ("name", "task", "license", "parameters", "weights", "description")
+_COLUMNS = ("name", "task", "license", "#parameters", "weights", "description")
 
 
 class Registry(Mapping[str, "Bundle"]):
@@ -30,7 +31,7 @@ class Registry(Mapping[str, "Bundle"]):
     """
 
     def __init__(self, populate: Callable[[Registry], None] | None = None) -> None:
-        self._populate = populate
+        self._populate, self._filled, self._lock = populate, populate is None, RLock()
         self._cards: dict[str, tuple[Mapping[str, Any], str]] = {}
         self._bundles: dict[str, Bundle] = {}
         self._broken: dict[str, list[str]] = {}
@@ -124,12 +125,16 @@ class Registry(Mapping[str, "Bundle"]):
     def __repr__(self) -> str:
         from bundles.display import text_table
 
-        return text_table(_COLUMNS, self._rows())
+        return text_table(*self.table())
 
     def _repr_html_(self) -> str:
         from bundles.display import html_table
 
-        return html_table(_COLUMNS, self._rows())
+        return html_table(*self.table())
+
+    def table(self, names: Iterable[str] | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the columns and rows in which people see bundles; all of them without ``names``."""
+        return _COLUMNS, [self._row(name) for name in (self if names is None else names)]
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
@@ -137,9 +142,13 @@ class Registry(Mapping[str, "Bundle"]):
     # --- inside ----------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        if self._populate is not None:
+        if self._filled:
+            return
+        with self._lock:
             populate, self._populate = self._populate, None
-            populate(self)
+            if populate is not None:  # None: filled by another thread meanwhile, or being filled by this
+                populate(self)
+                self._filled = True
 
     def _claim(self, name: str, origin: str, override: bool) -> None:
         taken = next((known for known in self if known.lower() == name.lower()), None)
@@ -187,18 +196,17 @@ class Registry(Mapping[str, "Bundle"]):
             closest=nearest,
         )
 
-    def _rows(self) -> Iterator[tuple[object, ...]]:
-        for name in self:
-            facts, bundle = self._metadata(name), self[name]
-            count = facts.get("num_parameters")
-            yield (
-                name,
-                facts.get("task", ""),
-                facts.get("license", ""),
-                f"{count:,}" if count else "",
-                bundle.weights.uri if bundle.weights else "",
-                facts.get("description", ""),
-            )
+    def _row(self, name: str) -> tuple[str, ...]:
+        facts, weights = self._metadata(name), self[name].weights
+        count = facts.get("num_parameters")
+        return (
+            name,
+            str(facts.get("task", "")),
+            str(facts.get("license", "")),
+            f"{count:,}" if isinstance(count, int) else "",
+            weights.uri if weights else "",
+            str(facts.get("description", "")),
+        )
 
 
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:

@@ -37,7 +37,7 @@ def key(text: str) -> str:
 
 
 def place(
-    where: str, write: Callable[[BinaryIO], None], check: Callable[[Path], object] = lambda path: None
+    where: str, write: Callable[[BinaryIO], None], check: Callable[[Path], object] | None = None
 ) -> Path:
     """Put a file into the cache: temporary name, write, check, move, read-only.
 
@@ -62,7 +62,8 @@ def place(
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        check(temporary)
+        if check is not None:
+            check(temporary)
         temporary.chmod(0o444)  # mapped into models: nobody writes to it again
         os.replace(temporary, target)
         temporary = None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from bundles.errors import OfflineError, SourceNotFoundError
 from bundles.sources import cache
-from bundles.sources.schemes import SCHEMES, Scheme
+from bundles.sources.schemes import SCHEMES, Local, Remote
 from bundles.sources.verify import Verify, check_file
 from bundles.spec.source import WeightSource
 from bundles.spec.suggest import accepted
 
-Action = Literal["use_in_place", "use_cached", "download", "refuse"]
+Action = Literal["use", "download", "refuse"]
 
 
 def fetch(source: WeightSource, *, verify: Verify = "once") -> Path:
@@ -37,32 +39,19 @@ def fetch(source: WeightSource, *, verify: Verify = "once") -> Path:
     >>> fetch(bundles.CREPE_TINY.weights).name
     'tiny.pth'
     """
-    scheme = _scheme(source)
-    cached = cache.find(_place(source)) if scheme.download and source.sha256 else None
-    match decide(scheme, cached, offline=is_offline()):
-        case "use_in_place":
-            assert scheme.locate is not None
-            path = scheme.locate(source)
-        case "use_cached":
-            assert cached is not None
-            path = cached
-        case "download":
-            return _download(source, scheme)
-        case "refuse":
-            raise OfflineError(
-                f"{source.uri} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
-                f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
-            )
-    check_file(path, source, verify)
-    return path
+    match _scheme(source):
+        case Local(locate):
+            path = locate(source)
+            check_file(path, source, verify)
+            return path
+        case Remote(download):
+            return _fetch_remote(source, download, verify)
 
 
-def decide(scheme: Scheme, cached: Path | None, *, offline: bool) -> Action:
-    """Say what must be done: a pure decision, ordered by how little each needs."""
-    if scheme.locate is not None:
-        return "use_in_place"
+def decide(cached: Path | None, *, offline: bool) -> Action:
+    """Say what a remote source needs: a pure decision, ordered by how little each takes."""
     if cached is not None:
-        return "use_cached"
+        return "use"
     return "refuse" if offline else "download"
 
 
@@ -72,7 +61,7 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
-def _scheme(source: WeightSource) -> Scheme:
+def _scheme(source: WeightSource) -> Local | Remote:
     if source.scheme not in SCHEMES:
         raise SourceNotFoundError(
             f"The weight source {source.uri!r} has the unknown scheme {source.scheme!r}: there is "
@@ -81,14 +70,22 @@ def _scheme(source: WeightSource) -> Scheme:
     return SCHEMES[source.scheme]
 
 
-def _download(source: WeightSource, scheme: Scheme) -> Path:
-    def write(file: BinaryIO) -> None:
-        assert scheme.download is not None
-        scheme.download(source, file)
-
-    return cache.place(_place(source), write, lambda path: check_file(path, source, "always"))
-
-
-def _place(source: WeightSource) -> str:
-    """Where in the cache a download lives: by digest, so that equal bytes are kept once."""
-    return f"files/{source.sha256}" if source.sha256 else f"unpinned/{cache.key(source.uri)}"
+def _fetch_remote(
+    source: WeightSource, download: Callable[[WeightSource, BinaryIO], None], verify: Verify
+) -> Path:
+    where = f"files/{source.sha256}" if source.sha256 else f"unpinned/{cache.key(source.uri)}"
+    cached = cache.find(where) if source.sha256 else None  # what is unpinned may have changed
+    match decide(cached, offline=is_offline()):
+        case "download":
+            return cache.place(
+                where, partial(download, source), lambda path: check_file(path, source, "always")
+            )
+        case "refuse":
+            raise OfflineError(
+                f"{source.uri} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
+                f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
+            )
+        case "use":
+            assert cached is not None  # noqa: S101 - what "use" means
+            check_file(cached, source, verify)
+            return cached

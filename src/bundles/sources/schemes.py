@@ -1,7 +1,7 @@
 """The table of schemes: one small function each.
 
-A scheme either locates a file that is on this machine already (``file:``, ``package:``), or downloads
-one by writing its bytes to an open file. What happens to those bytes, from the temporary name to the
+A local scheme finds a file that is on this machine already (``file:``, ``package:``), a remote one
+writes the bytes of a download to an open file. What happens to those bytes, from the temporary name to the
 digest check, is the same for every scheme and is not the scheme's business.
 """
 
@@ -18,14 +18,20 @@ from bundles.spec.source import WeightSource
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """How to get at a source; exactly one of the two is set."""
+class Local:
+    """A scheme whose files are used where they lie."""
 
-    locate: Callable[[WeightSource], Path] | None = None
-    download: Callable[[WeightSource, BinaryIO], None] | None = None
+    locate: Callable[[WeightSource], Path]
 
 
-SCHEMES: dict[str, Scheme] = {
-    "file": Scheme(locate=locate_file),
-    "package": Scheme(locate=locate_package_file),
+@dataclass(frozen=True)
+class Remote:
+    """A scheme whose files are put into the cache."""
+
+    download: Callable[[WeightSource, BinaryIO], None]
+
+
+SCHEMES: dict[str, Local | Remote] = {
+    "file": Local(locate_file),
+    "package": Local(locate_package_file),
 }

@@ -41,12 +41,14 @@ class PlannedHold:
         training: the value at which its ``training`` flag is held; ``None`` follows ``train()``.
         cut: whether its forward records no graph.
         assumed: whether what the flag does in it could only be guessed.
+        group: the layer group that it belongs to; ``None`` where it reaches over several.
     """
 
     module: str
     training: bool | None
     cut: bool = False
     assumed: bool = False
+    group: str | None = None
 
 
 @dataclass(frozen=True)

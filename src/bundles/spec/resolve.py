@@ -58,7 +58,7 @@ def plan_names(
         mode=mode,
         groups=tuple(PlannedGroup(group.name, group.kind) for group in groups),
         tensors=tuple(_planned(row, frozen, group_of) for row in table.parameters),
-        holds=tuple(_holds(table, parts_of(table, frozen, groups), mode)),
+        holds=tuple(_holds(table, parts_of(table, frozen, groups), mode, groups)),
     )
 
 
@@ -71,6 +71,17 @@ def _planned(row: ParameterRow, frozen: frozenset[str], group_of: dict[str, str]
     return PlannedTensor(
         row.name, row.shape, group_of.get(row.name, ""), "frozen" if row.name in frozen else state
     )
+
+
+def home_of(module: str, groups: LayerGroups) -> str | None:
+    """Return the name of the one group that a module belongs to; ``None`` where it reaches over several."""
+    prefix = f"{module}." if module else ""
+    inside = [group.name for group in groups if any(name.startswith(prefix) for name in group.parameters)]
+    if inside:
+        return inside[0] if len(inside) == 1 else None
+    if group := groups.of_module(module):
+        return group.name
+    return home_of(module.rpartition(".")[0], groups) if module else None
 
 
 # --- which modules belong to the frozen part ------------------------------------------------------
@@ -132,7 +143,9 @@ def _lineage(name: str) -> Iterable[str]:
 # --- how they are held ----------------------------------------------------------------------------
 
 
-def _holds(table: ModuleTable, parts: dict[str, Part], mode: FreezeMode) -> Iterable[PlannedHold]:
+def _holds(
+    table: ModuleTable, parts: dict[str, Part], mode: FreezeMode, groups: LayerGroups
+) -> Iterable[PlannedHold]:
     impossible = []
     entries = {row.name for row in table.modules if row.called and parts[row.name] == "frozen"}
     for row in table.modules:
@@ -141,7 +154,8 @@ def _holds(table: ModuleTable, parts: dict[str, Part], mode: FreezeMode) -> Iter
             impossible.append(row.name)
         cut = mode.grad == "cut" and row.name in entries and not entries.intersection(_above(row.name))
         if flag is not None or cut:
-            yield PlannedHold(row.name, flag, cut, row.assumed and flag is not None)
+            assumed = row.assumed and flag is not None
+            yield PlannedHold(row.name, flag, cut, assumed, home_of(row.name, groups))
     if impossible:
         raise InexpressibleModeError(
             f"The mode {mode} asks for two behaviours that hang on one flag in "
@@ -161,7 +175,7 @@ def _flag(row: ModuleRow, part: Part, mode: FreezeMode) -> tuple[bool | None, bo
     wanted = {_WANTED[effect](mode) for effect in row.effects}
     if len(wanted) == 1:
         return wanted.pop(), True
-    return (False if False in wanted else True), row.assumed
+    return False not in wanted, row.assumed  # what can be off or still is; else on
 
 
 _WANTED = {

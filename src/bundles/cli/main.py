@@ -1,0 +1,55 @@
+"""The command ``bundles``: verbs over the same functions that Python has."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from bundles import __version__
+from bundles.errors import BundlesError, FreezeArgumentError, UnknownBundleError
+
+_COMMANDS = {
+    "demo": "Freeze a real pretrained model, train its head, and see what moved.",
+    "list": "List bundles.",
+    "plan": "Show what a freeze would do, and what a training step would cost.",
+    "show": "Show everything that is known of one bundle.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is used, so that `bundles list` needs no torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"bundles.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Examples: bundles list 'CREPE_*' · bundles plan CREPE_TINY --freeze last:2 · bundles demo",
+)
+@click.version_option(__version__, prog_name="bundles")
+def group() -> None:
+    """Pretrained models, frozen right."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; exit code 0 good, 1 a check failed, 2 usage."""
+    try:
+        return group(arguments, prog_name="bundles")
+    except BundlesError as error:
+        click.echo(f"bundles: {error}", err=True)
+        sys.exit(2 if isinstance(error, UnknownBundleError | FreezeArgumentError) else 1)
