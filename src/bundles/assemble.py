@@ -84,18 +84,17 @@ def plan(
     return _plan(_build(bundle, head, "meta"), read_request(bundle, freeze, freeze_mode), True)
 
 
-def group_costs(bundle: Bundle) -> dict[str, float] | None:
-    """Return the floating-point operations of each layer group in one forward.
+def forward_costs(bundle: Bundle) -> dict[str, float] | None:
+    """Return the floating-point operations of each module in one forward.
 
     ``None`` where the bundle does not say what its input looks like.
     """
-    from bundles.freezing.flops import group_flops
+    from bundles.freezing.flops import module_flops
 
     shape = bundle.metadata.get("input_shape")
     if shape is None:
         return None
-    draft = _build(bundle, None, "meta")
-    return group_flops(draft.model, draft.groups, shape)
+    return module_flops(_build(bundle, None, "meta").model, shape)
 
 
 def load_into(

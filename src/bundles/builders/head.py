@@ -21,6 +21,7 @@ class EncoderWithHead(nn.Module):
     features that come out, shape ``[..., num_features]``. Where the encoder returns a tuple its first
     entry is taken as the features, and the others are returned behind the head's output.
 
+    >>> import torch
     >>> EncoderWithHead(nn.Linear(4, 8), nn.Linear(8, 2))(torch.zeros(3, 4)).shape
     torch.Size([3, 2])
     """

@@ -7,7 +7,7 @@ import click
 from bundles import assemble
 from bundles.cli.output import hint, print_table
 from bundles.registry.default import get_bundle
-from bundles.spec.cost import parameter_counts, step_cost
+from bundles.spec.cost import group_shares, parameter_counts, step_cost
 from bundles.spec.plan import FreezePlan
 
 _COLUMNS = ("group", "role", "#tensors", "#parameters", "#trainable", "state", "held", "#of a forward")
@@ -27,9 +27,10 @@ def command(name: str, policy: str | None, mode: str | None, as_json: bool) -> N
     if as_json:
         click.echo(plan.to_json())
         return
-    measured = assemble.group_costs(bundle)
+    measured = assemble.forward_costs(bundle)
     costs = measured or parameter_counts(plan)
-    print_table(_COLUMNS, [_row(plan, group.name, costs) for group in plan.groups])
+    shares = group_shares(plan, costs)
+    print_table(_COLUMNS, [_row(plan, group.name, shares[group.name]) for group in plan.groups])
     click.echo(str(plan))
     for hold in plan.holds:
         if hold.group is None:
@@ -41,7 +42,7 @@ def command(name: str, policy: str | None, mode: str | None, as_json: bool) -> N
     hint(f"`bundles.{name}.get_model(freeze={policy or True!r}, freeze_mode={str(plan.mode)!r})` builds it.")
 
 
-def _row(plan: FreezePlan, group: str, costs: dict[str, float]) -> tuple[str, ...]:
+def _row(plan: FreezePlan, group: str, share: float) -> tuple[str, ...]:
     tensors = [tensor for tensor in plan.tensors if tensor.group == group]
     total = sum(tensor.count for tensor in tensors)
     trainable = sum(tensor.count for tensor in tensors if tensor.state == "trainable")
@@ -53,7 +54,7 @@ def _row(plan: FreezePlan, group: str, costs: dict[str, float]) -> tuple[str, ..
         f"{trainable:,}",
         "frozen" if not trainable else "trainable" if trainable == total else "mixed",
         _held(plan, group),
-        f"{costs.get(group, 0) / (sum(costs.values()) or 1):.1%}",
+        f"{share:.1%}",
     )
 
 

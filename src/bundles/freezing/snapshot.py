@@ -62,6 +62,10 @@ def verify_frozen(model: nn.Module, snapshot: Snapshot) -> None:
 
     Raises:
         FrozenDriftError: names every parameter and buffer that differs.
+
+    >>> import torch, bundles
+    >>> model = bundles.freeze(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)), "encoder")
+    >>> verify_frozen(model, snapshot(model))
     """
     if moved := snapshot.moved(model):
         shown = ", ".join(moved[:8]) + (f" and {len(moved) - 8} more" if len(moved) > 8 else "")

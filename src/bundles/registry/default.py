@@ -64,5 +64,18 @@ def register_cards(folder: str | os.PathLike[str], *, override: bool = False) ->
     Raises:
         CardError: lists every problem of every card that was not added: file, line, key, cause.
         NotADirectoryError: there is no such folder.
+
+    >>> import bundles, tempfile, pathlib
+    >>> card = '''
+    ... [MY_CREPE]
+    ... builder = "torchcrepe"
+    ... architecture.model = "tiny"
+    ... layers = { blocks = ["conv{i}", "conv{i}_BN"], head = "classifier" }
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "mine.toml").write_text(card)
+    ...     register_cards(folder, override=True)
+    >>> bundles.MY_CREPE.plan().trainable
+    ('classifier.weight', 'classifier.bias')
     """
     add_folder(default_registry, os.fspath(folder), override=override)

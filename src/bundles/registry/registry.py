@@ -36,7 +36,8 @@ class Registry(Mapping[str, "Bundle"]):
         self._bundles: dict[str, Bundle] = {}
         self._broken: dict[str, list[str]] = {}
         self._problems: list[str] = []
-        self._order: list[str] | None = None
+        self._order: tuple[str, ...] | None = None
+        self._by_lower: dict[str, str] = {}
 
     # --- Mapping ---------------------------------------------------------------------------------
 
@@ -55,7 +56,7 @@ class Registry(Mapping[str, "Bundle"]):
     def __iter__(self) -> Iterator[str]:
         self._fill()
         if self._order is None:
-            self._order = sorted({*self._cards, *self._bundles}, key=natural_key)
+            self._order = tuple(sorted({*self._cards, *self._bundles}, key=natural_key))
         return iter(self._order)
 
     def __len__(self) -> int:
@@ -151,7 +152,7 @@ class Registry(Mapping[str, "Bundle"]):
                 self._filled = True
 
     def _claim(self, name: str, origin: str, override: bool) -> None:
-        taken = next((known for known in self if known.lower() == name.lower()), None)
+        taken = self._by_lower.get(name.lower())
         if taken is not None:
             first = self._cards[taken][1] if taken in self._cards else self._bundles[taken].origin
             if not override:
@@ -164,6 +165,7 @@ class Registry(Mapping[str, "Bundle"]):
             self._cards.pop(taken, None)
             self._bundles.pop(taken, None)
         self._order = None
+        self._by_lower[name.lower()] = name
         self._broken.pop(name, None)
 
     def _metadata(self, name: str) -> Mapping[str, Any]:
