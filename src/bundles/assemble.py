@@ -122,7 +122,8 @@ def load_into(
 
     Raises:
         StateDictMismatchError: shapes differ or no name fits; the model is not changed.
-        FreezeArgumentError: ``freeze`` or ``freeze_mode`` is not accepted; the model is not changed.
+        FreezeArgumentError, NothingSelectedError, InexpressibleModeError: the freeze cannot be met; the
+            model is not changed.
         UnknownBundleError, SourceError, CacheError, WeightsError: the weights cannot be had.
 
     >>> import torch, bundles
@@ -135,17 +136,19 @@ def load_into(
     >>> len(report.loaded), report.missing, model.head.weight.requires_grad
     (44, (), True)
     """
-    from bundles.builders.load import copy_into
+    from bundles.builders.load import copy_into, fit
     from bundles.builders.tensors import read_tensors
-    from bundles.freezing.api import freeze as freeze_module
+    from bundles.freezing.api import plan_for, put
 
     policy, mode = _request(Loaded(), parse_mode("eval"), freeze, freeze_mode)
     source = _weights_of(bundle_or_file)
     tensors = read_tensors(_fetch(source))
-    report = copy_into(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
-    if policy != Nothing():
-        freeze_module(module, policy, mode)
-    return report
+    fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
+    plan = None if policy == Nothing() else plan_for(module, policy, mode, loaded=fitted.report.loaded)
+    copy_into(module, fitted)
+    if plan is not None:
+        put(module, plan)
+    return fitted.report
 
 
 # --- the stops ------------------------------------------------------------------------------------
@@ -236,8 +239,7 @@ def _finish(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    from bundles.freezing.api import warn_about
-    from bundles.freezing.apply import apply
+    from bundles.freezing.api import put
     from bundles.freezing.derive import carry_rules
     from bundles.spec.provenance import provenance
 
@@ -247,8 +249,7 @@ def _finish(
     if draft.rules:
         carry_rules(model, draft.rules)
     if request[0] != Nothing():
-        apply(model, plan)
-        warn_about(model, plan)
+        put(model, plan)
     return model
 
 

@@ -75,49 +75,61 @@ def assign(
     return LoadReport(source, tuple(state), (), ())
 
 
-def copy_into(
+@dataclass(frozen=True)
+class Fit:
+    """What would go where in somebody's own model; nothing is changed yet.
+
+    Attributes:
+        report: the names, by the model.
+        tensors: what is to be copied, by the model's names.
+    """
+
+    report: LoadReport
+    tensors: Mapping[str, torch.Tensor]
+
+
+def fit(
     model: nn.Module,
     tensors: Mapping[str, torch.Tensor],
     source: str,
     *,
     prefix: str = "",
     source_prefix: str = "",
-) -> LoadReport:
-    """Copy the tensors below one prefix over those below another; optimizers keep what they hold.
+) -> Fit:
+    """Match the tensors below one prefix of a file to those below another of a model.
 
     Args:
         model: somebody's own, initialised.
         tensors: by the file's names.
-        source: recorded as the provenance of what is loaded.
+        source: where they come from.
         prefix: where in the model, as ``"encoder."``.
         source_prefix: where in the file.
 
     Raises:
-        StateDictMismatchError: shapes differ, or no name fits; the model is not changed.
+        StateDictMismatchError: shapes differ, or no name fits.
     """
-    prefix, source_prefix = dotted(prefix), dotted(source_prefix)
-    state = model.state_dict(keep_vars=True)
-    wanted = {name for name in state if name.startswith(prefix)}
-    offered = {
-        prefix + name[len(source_prefix) :]: value
-        for name, value in tensors.items()
-        if name.startswith(source_prefix)
-    }
-    fitting = sorted(wanted & set(offered), key=list(state).index)
-    mismatched = list(_mismatches({name: state[name] for name in fitting}, offered))
+    prefix, source_prefix = _dotted(prefix), _dotted(source_prefix)
+    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name.startswith(prefix)}
+    named = {prefix + n.removeprefix(source_prefix): n for n in tensors if n.startswith(source_prefix)}
+    fitting = {name: tensors[named[name]] for name in state if name in named}
+    missing = tuple(name for name in state if name not in named)
+    unexpected = tuple(original for name, original in named.items() if name not in state)
+    mismatched = list(_mismatches({name: state[name] for name in fitting}, fitting))
     if mismatched or not fitting:
-        raise mismatch_error(source, sorted(wanted - set(offered)), sorted(set(offered) - wanted), mismatched)
+        raise mismatch_error(source, missing, unexpected, mismatched)
+    return Fit(LoadReport(source, tuple(fitting), missing, unexpected), fitting)
+
+
+def copy_into(model: nn.Module, fitted: Fit) -> None:
+    """Copy what fits over the model's own tensors, in place: optimizers keep what they hold."""
+    state, report = model.state_dict(keep_vars=True), fitted.report
     with torch.no_grad():
-        for name in fitting:
-            state[name].copy_(offered[name])
-    missing = [name for name in state if name in wanted and name not in offered]
-    mark(model, {**dict.fromkeys(missing, None), **dict.fromkeys(fitting, source)})
-    unexpected = [name for name in tensors if name.startswith(source_prefix)]
-    unexpected = [name for name in unexpected if prefix + name[len(source_prefix) :] not in wanted]
-    return LoadReport(source, tuple(fitting), tuple(missing), tuple(unexpected))
+        for name, tensor in fitted.tensors.items():
+            state[name].copy_(tensor)
+    mark(model, {**dict.fromkeys(report.missing, None), **dict.fromkeys(report.loaded, report.source)})
 
 
-def dotted(prefix: str) -> str:
+def _dotted(prefix: str) -> str:
     """Return a prefix that ends in a dot, or is empty."""
     return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
-from bundles.errors import FreezeWithoutWeightsWarning, NothingSelectedError, NothingTrainableWarning, warn
+from bundles.errors import (
+    FreezeArgumentError,
+    FreezeWithoutWeightsWarning,
+    NothingSelectedError,
+    NothingTrainableWarning,
+    warn,
+)
 from bundles.freezing import optimizers
-from bundles.freezing.apply import applied_plans, apply, capture, reinstate, undo
+from bundles.freezing.apply import applied_plans, apply, capture, own_plan, reinstate, undo
 from bundles.freezing.derive import layer_groups, unwrap
 from bundles.freezing.describe import describe, owned_parameters
+from bundles.freezing.hold import grads_and_before
 from bundles.spec.groups import LayerGroups
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
@@ -60,8 +67,7 @@ def freeze(
     >>> model[1].training, [name for name, p in model.named_parameters() if p.requires_grad]
     (False, ['2.weight', '2.bias'])
     """
-    plan = _freeze(model, which, mode, groups, optimizer)
-    warn_about(model, plan)
+    put(model, plan_for(model, parse_policy(which), parse_mode(mode), groups=groups), optimizer=optimizer)
     return model
 
 
@@ -105,8 +111,9 @@ def frozen(model: M, which: str | FreezePolicy = "all", mode: str | FreezeMode =
     True
     """
     inner = unwrap(model)
+    plan = plan_for(model, parse_policy(which), parse_mode(mode))
     earlier = capture(inner)
-    _freeze(model, which, mode, None, None)
+    apply(inner, plan)
     try:
         yield model
     finally:
@@ -147,11 +154,45 @@ def freeze_plan(model: nn.Module) -> FreezePlan | None:
     >>> freeze_plan(torch.nn.Linear(2, 2)) is None
     True
     """
+    return own_plan(unwrap(model))
+
+
+def plan_for(
+    model: nn.Module,
+    policy: FreezePolicy,
+    mode: FreezeMode,
+    *,
+    groups: LayerGroups | Mapping[str, Any] | None = None,
+    loaded: Iterable[str] = (),
+) -> FreezePlan:
+    """Return what a freeze would do to a model; the model is not changed.
+
+    Args:
+        model: any module.
+        policy: which parameters.
+        mode: how.
+        groups: as :func:`freeze`.
+        loaded: parameters that are about to be loaded, beside those known to have been.
+
+    Raises:
+        FreezeArgumentError, NothingSelectedError, InexpressibleModeError: as :func:`freeze`.
+    """
     inner = unwrap(model)
-    return next((plan for name, _, plan in applied_plans(inner) if name == ""), None)
+    known = [name for name, origin in provenance(inner).items() if origin is not None]
+    return resolve(policy, mode, describe(inner), layer_groups(inner, groups), [*known, *loaded])
 
 
-def warn_about(model: nn.Module, plan: FreezePlan) -> None:
+def put(model: nn.Module, plan: FreezePlan, *, optimizer: Optimizer | None = None) -> None:
+    """Put a plan on a model, keep the optimizer right, and warn where that is not what people want."""
+    inner = unwrap(model)
+    before = _frozen_parameters(inner)
+    apply(inner, plan)
+    if optimizer is not None:
+        optimizers.update(optimizer, before, _frozen_parameters(inner))
+    _warn_about(inner, plan)
+
+
+def _warn_about(model: nn.Module, plan: FreezePlan) -> None:
     """Warn where a plan freezes what was never trained, or leaves nothing to train."""
     origins = provenance(model)
     fresh = {name for name in plan.frozen if name in origins and origins[name] is None}
@@ -170,29 +211,6 @@ def warn_about(model: nn.Module, plan: FreezePlan) -> None:
         )
 
 
-def _freeze(
-    model: nn.Module,
-    which: str | FreezePolicy,
-    mode: str | FreezeMode,
-    groups: LayerGroups | Mapping[str, Any] | None,
-    optimizer: Optimizer | None,
-) -> FreezePlan:
-    inner = unwrap(model)
-    origins = provenance(inner)
-    plan = resolve(
-        parse_policy(which),
-        parse_mode(mode),
-        describe(inner),
-        layer_groups(inner, groups),
-        [name for name, origin in origins.items() if origin is not None],
-    )
-    before = _frozen_parameters(inner)
-    apply(inner, plan)
-    if optimizer is not None:
-        optimizers.update(optimizer, before, _frozen_parameters(inner))
-    return plan
-
-
 def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
     """Make each plan in the model a smaller one, without what the policy selects."""
     groups = layer_groups(model)
@@ -204,7 +222,13 @@ def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
             f"The policy {policy!r} selects no parameter; the groups are {', '.join(groups.names)}.",
             groups=groups.names,
         )
-    for name, module, plan in list(applied_plans(model)):
+    plans = list(applied_plans(model))
+    if not plans and any(grads_and_before(module) for module in model.modules()):
+        raise FreezeArgumentError(
+            f"The freeze was put on a parent of this {type(model).__name__}: call unfreeze() with a policy "
+            f"there, or thaw all of this part without one."
+        )
+    for name, module, plan in plans:
         prefix = f"{name}." if name else ""
         rest = [tensor for tensor in plan.frozen if prefix + tensor not in chosen]
         undo(module)

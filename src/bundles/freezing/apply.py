@@ -14,6 +14,7 @@ from bundles.freezing.hold import (
     grads_and_before,
     held,
     hold,
+    own_parameter,
     release,
     restore_requires_grad,
     set_requires_grad,
@@ -76,14 +77,19 @@ def reinstate(model: nn.Module, state: tuple[_Was, ...]) -> None:
     undo(model)
     for was in state:
         for local, (before, now) in was.requires_grad.items():
-            parameter = was.module._parameters.get(local)
-            if parameter is not None:
+            if (parameter := own_parameter(was.module, local)) is not None:
                 parameter.requires_grad_(before)
                 set_requires_grad(was.module, local, parameter, now)
         if was.held is not None:
             hold(was.module, was.held)
         if was.plan is not None:
             was.module.__dict__[_PLAN] = was.plan
+
+
+def own_plan(model: nn.Module) -> FreezePlan | None:
+    """Return the plan that was put on this module itself."""
+    plan: FreezePlan | None = model.__dict__.get(_PLAN)
+    return plan
 
 
 def applied_plans(model: nn.Module) -> Iterator[tuple[str, nn.Module, FreezePlan]]:

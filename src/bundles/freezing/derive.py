@@ -7,10 +7,20 @@ from typing import Any
 
 from torch import nn
 
+from bundles.freezing.apply import own_plan
 from bundles.freezing.describe import owned_parameters
-from bundles.spec.groups import Kind, LayerGroup, LayerGroups, LayerRule, match_layers, parse_rules
+from bundles.spec.groups import (
+    Kind,
+    LayerGroup,
+    LayerGroups,
+    LayerRule,
+    match_layers,
+    parse_rules,
+    with_rest,
+)
 
 _ATTRIBUTE = "_bundles_layers"
+_REST = "unlisted"  # the group of parameters that came later, or that given groups leave out
 _HEADS = ("head", "heads", "classifier", "fc", "lm_head", "aux", "score", "qa_outputs", "logits")
 _WRAPPED = ("_orig_mod", "module")
 
@@ -18,9 +28,10 @@ _WRAPPED = ("_orig_mod", "module")
 def layer_groups(model: nn.Module, groups: LayerGroups | Mapping[str, Any] | None = None) -> LayerGroups:
     """Return the ordered partition of a model's parameters into stem, blocks, norm and head.
 
-    A bundle's model carries its own. For any other, the head is what the last children are called
-    (``head``, ``classifier``, ``fc``, ...), else the last child; the blocks are the row of layers that
-    holds most parameters (a ``ModuleList``, or a ``Sequential``), else the other children.
+    A frozen model has those it was frozen by, a bundle's model carries its own. For any other, the
+    head is what the last children are called (``head``, ``classifier``, ``fc``, ...), else the last child;
+    the blocks are the row of layers that holds most parameters (a ``ModuleList``, or a ``Sequential``),
+    else the other children.
 
     Args:
         model: any module; ``torch.compile``, DDP and EMA wrappers are looked through.
@@ -33,13 +44,16 @@ def layer_groups(model: nn.Module, groups: LayerGroups | Mapping[str, Any] | Non
     >>> layer_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))).names
     ('block.0', 'head')
     """
-    if isinstance(groups, LayerGroups):
-        return groups
     model = unwrap(model)
-    rules = parse_rules(groups) if groups is not None else model.__dict__.get(_ATTRIBUTE)
-    if rules is None:
-        return _derive(model)
-    return match_layers(rules, [name for name, *_ in owned_parameters(model)], rest="unlisted")
+    names = [name for name, *_ in owned_parameters(model)]
+    if isinstance(groups, LayerGroups):
+        return with_rest(groups, names, _REST)
+    if groups is not None:
+        return match_layers(parse_rules(groups), names, rest=_REST)
+    if (plan := own_plan(model)) is not None:
+        return with_rest(plan.layer_groups(), names, _REST)
+    rules = model.__dict__.get(_ATTRIBUTE)
+    return _derive(model) if rules is None else match_layers(rules, names, rest=_REST)
 
 
 def carry_rules(model: nn.Module, rules: Iterable[LayerRule]) -> None:

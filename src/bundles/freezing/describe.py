@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from bundles.errors import FreezeArgumentError
 from bundles.freezing.hold import base_class, requires_grad_before
 from bundles.freezing.reads import reads_training
 from bundles.spec.table import Effect, ModuleRow, ModuleTable, ParameterRow
@@ -40,6 +42,10 @@ def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn
 
 def _parameter_rows(model: nn.Module) -> Iterator[ParameterRow]:
     owned = list(owned_parameters(model))
+    if lazy := [name for name, _, _, parameter in owned if is_lazy(parameter)]:
+        raise FreezeArgumentError(
+            f"The parameters {', '.join(lazy)} have no shape yet: run one batch through the model first."
+        )
     names: dict[int, list[str]] = {}
     before: dict[int, bool] = {}
     for name, module, local, parameter in owned:

@@ -97,6 +97,11 @@ def set_requires_grad(module: nn.Module, local: str, parameter: nn.Parameter, va
         parameter.grad = None
 
 
+def own_parameter(module: nn.Module, local: str) -> nn.Parameter | None:
+    """Return a parameter of the module itself, or ``None`` if it has none of that name now."""
+    return module._parameters[local] if local in module._parameters else None  # scripted ones have no get()
+
+
 def requires_grad_before(module: nn.Module, local: str, parameter: nn.Parameter) -> bool:
     """Return what ``requires_grad`` was before this package touched it."""
     was: bool = module.__dict__.get(_BEFORE, {}).get(local, parameter.requires_grad)
@@ -108,15 +113,14 @@ def grads_and_before(module: nn.Module) -> dict[str, tuple[bool, bool]]:
     return {
         local: (before, parameter.requires_grad)
         for local, before in module.__dict__.get(_BEFORE, {}).items()
-        if (parameter := module._parameters.get(local)) is not None
+        if (parameter := own_parameter(module, local)) is not None
     }
 
 
 def restore_requires_grad(module: nn.Module) -> None:
     """Undo every :func:`set_requires_grad` on a module's own parameters."""
     for local, value in module.__dict__.pop(_BEFORE, {}).items():
-        parameter = module._parameters.get(local)
-        if parameter is not None:
+        if (parameter := own_parameter(module, local)) is not None:
             parameter.requires_grad_(value)
 
 

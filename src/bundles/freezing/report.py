@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bundles.display import html_table, text_table
-from bundles.freezing.apply import applied_plans
+from bundles.freezing.apply import own_plan
 from bundles.freezing.derive import layer_groups, unwrap
 from bundles.freezing.describe import describe
 from bundles.freezing.hold import held
@@ -100,7 +100,7 @@ def freeze_report(model: nn.Module) -> FreezeReport:
     """
     inner = unwrap(model)
     groups, table = layer_groups(inner), describe(inner)
-    plan = next((plan for name, _, plan in applied_plans(inner) if name == ""), None)
+    plan = own_plan(inner)
     home = {row.name: home_of(row.name, groups) for row in table.modules}
     modules = dict(inner.named_modules(remove_duplicate=False))
     held_names = [name for name, module in modules.items() if held(module) is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bundles.errors import BuildError, FreezeArgumentError
@@ -144,6 +144,16 @@ def match_layers(
     if missed and rest is not None:
         groups.append(LayerGroup(rest, "head", (), tuple(missed)))
     return LayerGroups(tuple(groups))
+
+
+def with_rest(groups: LayerGroups, parameters: Iterable[str], rest: str) -> LayerGroups:
+    """Return the groups as they are for these parameters now: those gone left out, new ones in ``rest``."""
+    present = tuple(parameters)
+    known = {name for group in groups for name in group.parameters}
+    kept = [replace(g, parameters=tuple(n for n in g.parameters if n in set(present))) for g in groups]
+    if new := tuple(name for name in present if name not in known):
+        kept.append(LayerGroup(rest, "head", (), new))
+    return LayerGroups(tuple(group for group in kept if group.parameters))
 
 
 def prefixed_rules(rules: Iterable[LayerRule], prefix: str) -> tuple[LayerRule, ...]:

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any, Literal
 
 from bundles.errors import PinError
-from bundles.spec.groups import Kind
+from bundles.spec.groups import Kind, LayerGroup, LayerGroups
 from bundles.spec.mode import FreezeMode
 
 State = Literal["frozen", "trainable", "fixed"]
@@ -53,10 +53,11 @@ class PlannedHold:
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """A layer group, in order."""
+    """A layer group, in order, with the patterns that define it."""
 
     name: str
     kind: Kind
+    match: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ class FreezePlan:
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that train."""
         return tuple(tensor.name for tensor in self.tensors if tensor.state == "trainable")
+
+    def layer_groups(self) -> LayerGroups:
+        """Return the partition that the plan was made with."""
+        members: dict[str, list[str]] = {group.name: [] for group in self.groups}
+        for tensor in self.tensors:
+            members[tensor.group].append(tensor.name)
+        return LayerGroups(
+            tuple(LayerGroup(g.name, g.kind, g.match, tuple(members[g.name])) for g in self.groups)
+        )
 
     @property
     def digest(self) -> str:
@@ -135,7 +145,7 @@ def _from_data(data: Mapping[str, Any]) -> FreezePlan:
     return FreezePlan(
         policy=data["policy"],
         mode=FreezeMode(**data["mode"]),
-        groups=tuple(PlannedGroup(**group) for group in data["groups"]),
+        groups=tuple(PlannedGroup(**{**group, "match": tuple(group["match"])}) for group in data["groups"]),
         tensors=tuple(
             PlannedTensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in data["tensors"]
         ),

@@ -56,7 +56,7 @@ def plan_names(
     return FreezePlan(
         policy=policy,
         mode=mode,
-        groups=tuple(PlannedGroup(group.name, group.kind) for group in groups),
+        groups=tuple(PlannedGroup(group.name, group.kind, group.match) for group in groups),
         tensors=tuple(_planned(row, frozen, group_of) for row in table.parameters),
         holds=tuple(_holds(table, parts_of(table, frozen, groups), mode, groups)),
     )
