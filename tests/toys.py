@@ -6,6 +6,7 @@ logits. This file does not import the library: a fresh process loads frozen mode
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -54,15 +55,19 @@ class LayerDropEncoder(nn.Module):
         return tuple(made)
 
 
-class WordEncoder(Encoder):
+class WordEncoder(nn.Module):
     """Looks words up before the blocks."""
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
-        super().__init__(blocks)
+        super().__init__()
         self.embedding = nn.Embedding(11, WIDTH)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return super().forward(self.embedding(x))
+        made = [self.embedding(x)]
+        for block in self.blocks:
+            made.append(block(made[-1]))
+        return tuple(made[1:])
 
 
 class Head(nn.Module):
@@ -115,6 +120,11 @@ def drop_path(x: Tensor, training: bool) -> Tensor:
     """Stochastic depth: rows of the batch are dropped whole."""
     keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1)) >= RATE if training else torch.ones(())
     return x * keep
+
+
+def noise_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Dropout by the flag of a module that is handed over whole."""
+    return F.dropout(x, RATE, module.training)
 
 
 class DropPathBlock(nn.Module):
@@ -313,6 +323,38 @@ def trial(model: nn.Module, x: Tensor) -> dict[str, Any]:
     seen["contents"] = contents(model)
     seen["classes"] = {name: type(module).__name__ for name, module in model.named_modules()}
     return seen
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """What freezing never changes: keys, names of classes, what they are instances of, signatures."""
+    return {
+        "keys": list(model.state_dict()),
+        "parameters": [name for name, _ in model.named_parameters(remove_duplicate=False)],
+        "names": [(type(m).__name__, type(m).__qualname__, type(m).__module__) for m in model.modules()],
+        "signatures": [str(inspect.signature(m.forward)) for m in model.modules()],
+        "repr": repr(model),
+    }
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What undo gives back exactly: ``requires_grad``, classes, every attribute, training flags."""
+    return {
+        "requires_grad": {
+            name: (id(parameter), parameter.requires_grad)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        },
+        "classes": [type(module) for module in model.modules()],
+        "attributes": [
+            {
+                key: "a tensor made in forward" if isinstance(value, Tensor) else id(value)
+                for key, value in vars(module).items()
+                if key != "training"
+            }
+            for module in model.modules()
+        ],
+        "training": [module.training for module in model.modules()],
+        **identity(model),
+    }
 
 
 def revive(folder: str) -> None:

@@ -99,7 +99,7 @@ def set_requires_grad(module: nn.Module, local: str, parameter: nn.Parameter, va
 
 def own_parameter(module: nn.Module, local: str) -> nn.Parameter | None:
     """Return a parameter of the module itself, or ``None`` if it has none of that name now."""
-    return module._parameters[local] if local in module._parameters else None  # scripted ones have no get()
+    return module._parameters[local] if local in module._parameters else None  # noqa: SIM401 - scripted have no get
 
 
 def requires_grad_before(module: nn.Module, local: str, parameter: nn.Parameter) -> bool:
