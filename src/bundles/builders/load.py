@@ -56,7 +56,7 @@ def assign(
         StateDictMismatchError: names or shapes differ, or something would be left on the meta device;
             the model is not changed in the first case.
     """
-    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in fresh}
+    state = {name: value for name, value in _state(model).items() if name not in fresh}
     ties = _ties(state)
     tensors = {**{name: tensors[other] for name, other in _aliases(ties, tensors)}, **tensors}
     missing = sorted(set(state) - set(tensors))
@@ -109,7 +109,7 @@ def fit(
         StateDictMismatchError: shapes differ, or no name fits.
     """
     prefix, source_prefix = _dotted(prefix), _dotted(source_prefix)
-    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name.startswith(prefix)}
+    state = {name: tensor for name, tensor in _state(model).items() if name.startswith(prefix)}
     named = {prefix + n.removeprefix(source_prefix): n for n in tensors if n.startswith(source_prefix)}
     fitting = {name: tensors[named[name]] for name in state if name in named}
     missing = tuple(name for name in state if name not in named)
@@ -122,11 +122,17 @@ def fit(
 
 def copy_into(model: nn.Module, fitted: Fit) -> None:
     """Copy what fits over the model's own tensors, in place: optimizers keep what they hold."""
-    state, report = model.state_dict(keep_vars=True), fitted.report
+    state, report = _state(model), fitted.report
     with torch.no_grad():
         for name, tensor in fitted.tensors.items():
             state[name].copy_(tensor)
     mark(model, {**dict.fromkeys(report.missing, None), **dict.fromkeys(report.loaded, report.source)})
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of the state dict; a module's extra state may be anything and is not loaded."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _dotted(prefix: str) -> str:
@@ -188,7 +194,7 @@ def _torn(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterato
 
 def _replace(model: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor, *, copy: bool) -> None:
     # A file in float16 must not turn a float32 model into a float16 one.
-    value = new.to(old.dtype, copy=copy)
+    value = new.to(device=None if old.is_meta else old.device, dtype=old.dtype, copy=copy)
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, requires_grad=old.requires_grad)
     _set(model, name, value)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from bundles.errors import FreezeArgumentError
 from bundles.freezing.apply import own_plan
 from bundles.freezing.describe import owned_parameters
 from bundles.spec.groups import (
@@ -62,7 +63,15 @@ def carry_rules(model: nn.Module, rules: Iterable[LayerRule]) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside ``torch.compile``, ``DataParallel``, DDP or ``AveragedModel``."""
+    """Return the model inside ``torch.compile``, ``DataParallel``, DDP or ``AveragedModel``.
+
+    Raises:
+        FreezeArgumentError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise FreezeArgumentError(
+            f"A {type(model).__name__} is no nn.Module: for a bundle call get_model(freeze=...) first."
+        )
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while type(model).__name__ in ("OptimizedModule", "AveragedModel") or isinstance(model, wrappers):
         model = next(child for name in _WRAPPED if (child := model._modules.get(name)) is not None)

@@ -10,8 +10,8 @@ names and signatures stay as they are. ``torch`` swaps classes in the same way i
 - ``__reduce_ex__`` names the base, so that pickles load in a fresh process;
 - the base's ``train()`` runs with the mode that was *requested*, so that adapters injected below
   later follow the caller, and only then is the flag put back;
-- ``torch``'s parametrized modules keep their class, which ``remove_parametrizations`` relies on;
-  they get an instance attribute instead.
+- ``torch``'s parametrized modules keep their class, which ``remove_parametrizations`` relies on, and
+  so do classes that refuse to be subclassed; they get an instance attribute instead.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ def hold(module: nn.Module, what: Hold) -> None:
     state = module.__dict__
     state[_HOLD] = what
     state[_REQUESTED] = module.training
-    if parametrize.is_parametrized(module):
+    cls = None if parametrize.is_parametrized(module) else _held_class(type(module), what.cut)
+    if cls is None:
         _hold_instance(module, what)
     else:
-        module.__class__ = _held_class(type(module), what.cut)
+        module.__class__ = cls
     _put_flag(module)
 
 
@@ -133,13 +134,17 @@ def _put_flag(module: nn.Module) -> None:
 # --- the class form -------------------------------------------------------------------------------
 
 
-_held_classes: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+_held_classes: dict[tuple[type[nn.Module], bool], type[nn.Module] | None] = {}
 
 
-def _held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
-    """Return the one subclass that holds modules of a class."""
+def _held_class(base: type[nn.Module], cut: bool) -> type[nn.Module] | None:
+    """Return the one subclass that holds modules of a class; ``None`` if it cannot be subclassed."""
     if (base, cut) not in _held_classes:
-        _held_classes.setdefault((base, cut), _make_held_class(base, cut))
+        try:
+            made = _make_held_class(base, cut)
+        except Exception:  # noqa: BLE001 - a base's own __init_subclass__ may refuse in any way
+            made = None
+        _held_classes.setdefault((base, cut), made)
     return _held_classes[base, cut]
 
 
@@ -174,7 +179,7 @@ def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
 def _rebuild(make: Callable[..., nn.Module], args: tuple[Any, ...], cut: bool) -> nn.Module:
     """Unpickle a held module: as its base class, which can be imported, then swapped again."""
     module = make(*args)
-    module.__class__ = _held_class(type(module), cut)
+    module.__class__ = _held_class(type(module), cut) or type(module)
     return module
 
 
@@ -196,7 +201,7 @@ def _note_request(module: nn.Module, mode: bool) -> None:
         _put_flag(module)
 
 
-# --- the instance form, for parametrized modules --------------------------------------------------
+# --- the instance form ----------------------------------------------------------------------------
 
 
 def _hold_instance(module: nn.Module, what: Hold) -> None:
