@@ -24,9 +24,9 @@ from bundles.freezing.hold import grads_and_before
 from bundles.spec.groups import LayerGroups
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
-from bundles.spec.policy import All, Candidates, FreezePolicy, parse_policy
+from bundles.spec.policy import All, Candidates, FreezePolicy, Nothing, parse_policy
 from bundles.spec.provenance import provenance
-from bundles.spec.resolve import plan_names, resolve
+from bundles.spec.resolve import plan_names, resolve, with_ties
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -101,6 +101,8 @@ def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimize
 @contextmanager
 def frozen(model: M, which: str | FreezePolicy = "all", mode: str | FreezeMode = "eval") -> Iterator[M]:
     """Freeze within a ``with`` block, then put back what was there before, an earlier freeze included.
+
+    Unlike :func:`freeze` it never warns that nothing is left to train: inside the block that is meant.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 2)
@@ -216,8 +218,8 @@ def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
     groups = layer_groups(model)
     names = tuple(name for name, *_ in owned_parameters(model))
     loaded = frozenset(name for name, origin in provenance(model).items() if origin is not None)
-    chosen = policy.select(Candidates(names, groups, loaded))
-    if not chosen:
+    chosen = with_ties(policy.select(Candidates(names, groups, loaded)), describe(model))
+    if not chosen and policy != Nothing():
         raise NothingSelectedError(
             f"The policy {policy!r} selects no parameter; the groups are {', '.join(groups.names)}.",
             groups=groups.names,
@@ -233,7 +235,8 @@ def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
         rest = [tensor for tensor in plan.frozen if prefix + tensor not in chosen]
         undo(module)
         if rest:
-            text = f"({plan.policy}) & ~({policy!r})"
+            was = f"({plan.policy})" if " " in plan.policy else plan.policy
+            text = f"{was} & {~policy!r}"
             apply(module, plan_names(rest, text, plan.mode, describe(module), layer_groups(module)))
 
 

@@ -16,6 +16,7 @@ from bundles.freezing.hold import (
     hold,
     own_parameter,
     release,
+    remember_requires_grad,
     restore_requires_grad,
     set_requires_grad,
 )
@@ -36,9 +37,11 @@ def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_fit(plan, set(owned), set(modules))
     undo(model)
-    for tensor in plan.tensors:
-        if tensor.state != "fixed":
-            set_requires_grad(*owned[tensor.name], tensor.state == "trainable")
+    ours = [(tensor, *owned[tensor.name]) for tensor in plan.tensors if tensor.state != "fixed"]
+    for _, module, local, parameter in ours:  # all before the first is set: tied ones are one parameter
+        remember_requires_grad(module, local, parameter.requires_grad)
+    for tensor, _, _, parameter in ours:
+        set_requires_grad(parameter, tensor.state == "trainable")
     for module, what in _by_module(plan, modules):
         hold(module, what)
     model.__dict__[_PLAN] = plan
@@ -78,8 +81,8 @@ def reinstate(model: nn.Module, state: tuple[_Was, ...]) -> None:
     for was in state:
         for local, (before, now) in was.requires_grad.items():
             if (parameter := own_parameter(was.module, local)) is not None:
-                parameter.requires_grad_(before)
-                set_requires_grad(was.module, local, parameter, now)
+                remember_requires_grad(was.module, local, before)
+                set_requires_grad(parameter, now)
         if was.held is not None:
             hold(was.module, was.held)
         if was.plan is not None:

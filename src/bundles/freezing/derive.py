@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from bundles.errors import FreezeArgumentError
+from bundles.errors import BuildError, FreezeArgumentError
 from bundles.freezing.apply import own_plan
 from bundles.freezing.describe import owned_parameters
 from bundles.spec.groups import (
@@ -50,7 +51,7 @@ def layer_groups(model: nn.Module, groups: LayerGroups | Mapping[str, Any] | Non
     if isinstance(groups, LayerGroups):
         return with_rest(groups, names, _REST)
     if groups is not None:
-        return match_layers(parse_rules(groups), names, rest=_REST)
+        return _given(groups, names)
     if (plan := own_plan(model)) is not None:
         return with_rest(plan.layer_groups(), names, _REST)
     rules = model.__dict__.get(_ATTRIBUTE)
@@ -78,9 +79,33 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _derive(model: nn.Module) -> LayerGroups:
+def _given(groups: Mapping[str, Any], names: list[str]) -> LayerGroups:
+    try:
+        return match_layers(parse_rules(groups), names, rest=_REST)
+    except BuildError as error:
+        raise FreezeArgumentError(f"groups= cannot be used: {error}") from error
+
+
+def _derive(model: nn.Module, prefix: str = "") -> LayerGroups:
+    children = _children("", [name for name, *_ in owned_parameters(model)])
+    only = model._modules[children[0]] if len(children) == 1 and children[0] in model._modules else None
+    if only is None or isinstance(only, nn.ModuleList):
+        return _prefixed(_partition(model, guess_head=not prefix), prefix)
+    return _derive(only, f"{prefix}{children[0]}.")  # a model inside a model
+
+
+def _prefixed(groups: LayerGroups, prefix: str) -> LayerGroups:
+    def within(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(prefix + name for name in names)
+
+    return LayerGroups(
+        tuple(replace(g, match=within(g.match), parameters=within(g.parameters)) for g in groups)
+    )
+
+
+def _partition(model: nn.Module, *, guess_head: bool) -> LayerGroups:
     sizes = {name: parameter.numel() for name, _, _, parameter in owned_parameters(model)}
-    head = _head(model, sizes)
+    head = _head(model, sizes, guess=guess_head)
     body = {name: size for name, size in sizes.items() if not _within(name, head)}
     blocks = _blocks(model, body)
     inside = [name for name in body if _within(name, blocks)]
@@ -99,11 +124,11 @@ def _derive(model: nn.Module) -> LayerGroups:
     return LayerGroups(tuple(group for group in groups if group.parameters))
 
 
-def _head(model: nn.Module, sizes: Mapping[str, int]) -> list[str]:
+def _head(model: nn.Module, sizes: Mapping[str, int], *, guess: bool) -> list[str]:
     """Names of the top-level children that make up the head; empty where there is none."""
     parts = list(dict.fromkeys(name.partition(".")[0] for name in sizes))
     named = [part for part in parts if part in _HEADS and part in model._modules]
-    if named or len(parts) < 2 or parts[-1] not in model._modules:
+    if named or not guess or len(parts) < 2 or parts[-1] not in model._modules:
         return named if len(named) < len(parts) else []
     last = model._modules[parts[-1]]
     is_row = isinstance(last, nn.ModuleList | nn.Sequential) and _share(parts[-1], sizes) >= 0.5
@@ -121,11 +146,11 @@ def _blocks(model: nn.Module, body: Mapping[str, int]) -> list[str]:
     sequences = [row for name, row in rows if not _is_list(model, name) and _share(name, body) >= 0.8]
     if lists or sequences:
         return lists[0] if lists else sequences[-1]  # the outermost list, or the innermost sequence
-    row, prefix = _children("", body), ""
-    while len(row) == 1 and row[0] not in body:  # a model inside a model
-        row, prefix = _children(row[0], body), row[0]
+    row, parent = _children("", body), ""
+    while len(row) == 1 and row[0] not in body:  # an encoder that is all of the body
+        row, parent = _children(row[0], body), row[0]
     modules = [name for name in row if name not in body]  # a bare parameter is stem or norm
-    return modules if len(modules) > 1 or not prefix else modules or [prefix]
+    return modules or ([parent] if parent else [])
 
 
 def _children(prefix: str, names: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ names and signatures stay as they are. ``torch`` swaps classes in the same way i
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,11 @@ def hold(module: nn.Module, what: Hold) -> None:
     state[_REQUESTED] = module.training
     cls = None if parametrize.is_parametrized(module) else _held_class(type(module), what.cut)
     if cls is None:
-        _hold_instance(module, what)
-    else:
+        # functools.partial, because deepcopy rebinds it to the copy and pickle accepts it.
+        state["train"] = functools.partial(_train_instance, module)
+    if what.cut and (cls is None or "forward" in state):
+        _cut_instance(module)
+    if cls is not None:
         module.__class__ = cls
     _put_flag(module)
 
@@ -88,11 +92,13 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     return base
 
 
-def set_requires_grad(module: nn.Module, local: str, parameter: nn.Parameter, value: bool) -> None:
-    """Set ``requires_grad`` and remember what it was before the first time; frozen drops ``.grad``."""
-    before = module.__dict__.get(_BEFORE, {})
-    if local not in before:
-        module.__dict__[_BEFORE] = {**before, local: parameter.requires_grad}
+def remember_requires_grad(module: nn.Module, local: str, value: bool) -> None:
+    """Note what ``requires_grad`` was, for :func:`restore_requires_grad`; the first note stays."""
+    module.__dict__[_BEFORE] = {local: value, **module.__dict__.get(_BEFORE, {})}
+
+
+def set_requires_grad(parameter: nn.Parameter, value: bool) -> None:
+    """Set ``requires_grad``; a frozen parameter loses its ``.grad``, which optimizers would apply."""
     parameter.requires_grad_(value)
     if not value:
         parameter.grad = None
@@ -204,13 +210,12 @@ def _note_request(module: nn.Module, mode: bool) -> None:
 # --- the instance form ----------------------------------------------------------------------------
 
 
-def _hold_instance(module: nn.Module, what: Hold) -> None:
-    # functools.partial, because deepcopy rebinds it to the copy and pickle accepts it.
-    module.__dict__["train"] = functools.partial(_train_instance, module)
-    if what.cut:
-        own = module.__dict__.get("forward")
-        module.__dict__[_FORWARD] = own
-        module.__dict__["forward"] = functools.partial(_forward_instance, module)
+def _cut_instance(module: nn.Module) -> None:
+    signature = inspect.signature(module.forward)
+    module.__dict__[_FORWARD] = module.__dict__.get("forward")
+    cut = functools.partial(_forward_instance, module)
+    vars(cut)["__signature__"] = signature
+    module.__dict__["forward"] = cut
 
 
 def _train_instance(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
-# Where a dropped parameter was: beside the optimizer, since entries in a group would be checkpointed.
-_dropped: WeakKeyDictionary[Optimizer, dict[int, int]] = WeakKeyDictionary()
+# Where each parameter was when it was first seen, as (group, rank): checkpoints of the optimizer count
+# parameters in order. Kept beside the optimizer, since an entry in a group would be checkpointed, too.
+_places: WeakKeyDictionary[Optimizer, WeakTensorKeyDictionary] = WeakKeyDictionary()
 
 
 def update(optimizer: Optimizer, before: Iterable[nn.Parameter], after: Iterable[nn.Parameter]) -> None:
-    """Take out what is frozen now, and add what was frozen before and trains again."""
-    after = list(after)
-    still = {id(parameter) for parameter in after}
-    _drop(optimizer, after)
-    _restore(optimizer, [p for p in before if id(p) not in still and p.requires_grad])
+    """Take out what is frozen now, and add what was frozen before and trains again, by identity."""
+    frozen = {id(parameter) for parameter in after}
+    _note_places(optimizer)
+    _drop(optimizer, frozen)
+    _restore(optimizer, [p for p in before if id(p) not in frozen and p.requires_grad])
 
 
-def _drop(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters out of an optimizer, with their momentum; groups stay, also empty ones.
-
-    Schedulers count groups, so none is removed.
-    """
-    wanted = {id(parameter) for parameter in parameters}
-    places = _dropped.setdefault(optimizer, {})
+def _note_places(optimizer: Optimizer) -> None:
+    places = _places.setdefault(optimizer, WeakTensorKeyDictionary())
     for index, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
-            if id(parameter) in wanted:
-                places[id(parameter)] = index
+            if parameter not in places:
+                places[parameter] = (index, len(places))
+
+
+def _drop(optimizer: Optimizer, frozen: set[int]) -> None:
+    """Take parameters out with their momentum; a group stays when empty, since schedulers count groups."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in frozen:
                 optimizer.state.pop(parameter, None)
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in wanted]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in frozen]
 
 
 def _restore(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Add parameters to an optimizer that lacks them, by identity.
-
-    Each goes back to the group it was dropped from, else all go to one new group with the optimizer's
-    defaults.
-    """
+    """Put parameters back in their places; those never seen go to a new group with the defaults."""
+    places = _places[optimizer]
     present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    places = _dropped.get(optimizer, {})
-    new = []
-    for parameter in {id(p): p for p in parameters if id(p) not in present}.values():
-        if (index := places.pop(id(parameter), None)) is None:
-            new.append(parameter)
-        else:
-            optimizer.param_groups[index]["params"].append(parameter)
-    if new:
+    absent = {id(p): p for p in parameters if id(p) not in present}.values()
+    for parameter in absent:
+        if parameter in places:
+            optimizer.param_groups[places[parameter][0]]["params"].append(parameter)
+    for group in optimizer.param_groups:
+        group["params"].sort(key=lambda p: places[p][1] if p in places else math.inf)
+    if new := [parameter for parameter in absent if parameter not in places]:
         optimizer.add_param_group({"params": new})

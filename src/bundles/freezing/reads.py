@@ -9,7 +9,7 @@ that is gated on the flag, and not only the layer types that somebody thought of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ _SETTERS = ("__init__", "train", "eval")
 
 
 def reads_training(module: nn.Module) -> bool:
-    """Whether calling the module may depend on its own ``training`` flag; doubtful cases say yes."""
+    """Whether calling the module may depend on its ``training`` flag; code that cannot be read says yes."""
     cls, patched = base_class(module), module.__dict__.get("forward")
     return _class_reads(cls) or (patched is not None and _reads(cls, (patched,)))
 
@@ -69,9 +69,11 @@ def _methods(cls: type, names: set[str]) -> Iterator[Any]:
 
 
 def _helpers(function: FunctionType, names: set[str]) -> Iterator[Any]:
-    """Functions of the same library that the code calls by name, such as ``drop_path(x, self)``."""
-    for name in names & set(function.__globals__):
-        helper = function.__globals__[name]
+    """Functions that the code calls by name, as ``drop_path(x, self)`` or ``layers.drop_path(x, self)``."""
+    known = [function.__globals__[name] for name in names & set(function.__globals__)]
+    inside = [vars(library) for library in known if isinstance(library, ModuleType)]
+    known += [library[name] for library in inside for name in names & set(library)]
+    for helper in known:
         if isinstance(helper, FunctionType) and not helper.__module__.startswith("torch."):
             yield helper
 

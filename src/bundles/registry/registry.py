@@ -36,8 +36,8 @@ class Registry(Mapping[str, "Bundle"]):
         self._bundles: dict[str, Bundle] = {}
         self._broken: dict[str, list[str]] = {}
         self._problems: list[str] = []
-        self._order: tuple[str, ...] | None = None
         self._by_lower: dict[str, str] = {}
+        self._order: tuple[str, ...] | None = None
 
     # --- Mapping ---------------------------------------------------------------------------------
 
@@ -113,6 +113,7 @@ class Registry(Mapping[str, "Bundle"]):
         Raises:
             DuplicateBundleError: the name is taken and ``override`` is not set.
         """
+        self._fill()
         self._claim(name, origin, override)
         self._cards[name] = (card, origin)
 
@@ -147,9 +148,20 @@ class Registry(Mapping[str, "Bundle"]):
             return
         with self._lock:
             populate, self._populate = self._populate, None
-            if populate is not None:  # None: filled by another thread meanwhile, or being filled by this
+            if populate is None:  # filled by another thread meanwhile, or being filled by this one
+                return
+            try:
                 populate(self)
                 self._filled = True
+            finally:
+                if not self._filled:  # interrupted: begin again next time
+                    self._empty()
+                    self._populate = populate
+
+    def _empty(self) -> None:
+        for entries in (self._cards, self._bundles, self._broken, self._problems, self._by_lower):
+            entries.clear()
+        self._order = None
 
     def _claim(self, name: str, origin: str, override: bool) -> None:
         taken = self._by_lower.get(name.lower())
@@ -173,7 +185,13 @@ class Registry(Mapping[str, "Bundle"]):
             card = self._cards[name][0]
             return {**card, **card.get("extra", {})}
         bundle = self._bundles[name]
-        return {"builder": bundle.builder, **bundle.metadata}
+        known = {
+            "builder": bundle.builder,
+            "head_slot": bundle.head_slot,
+            "num_features": bundle.num_features,
+            **bundle.metadata,
+        }
+        return {key: value for key, value in known.items() if value is not None}
 
     def _check_filter(self, key: str) -> None:
         known = {field for name in self for field in self._metadata(name)}
@@ -189,7 +207,7 @@ class Registry(Mapping[str, "Bundle"]):
             return CardError(f"The card of {name} is broken:\n" + "\n".join(lines), problems=tuple(lines))
         from bundles.spec.suggest import closest
 
-        nearest = closest(name, self)
+        nearest = closest(str(name), self)
         meant = f"did you mean {', '.join(nearest)}? " if nearest else ""
         return UnknownBundleError(
             f"There is no bundle {name!r}: {meant}`bundles list` lists all {len(self)}; your own need "
@@ -205,7 +223,7 @@ class Registry(Mapping[str, "Bundle"]):
             name,
             str(facts.get("task", "")),
             str(facts.get("license", "")),
-            f"{count:,}" if isinstance(count, int) else "",
+            f"{count:,}" if isinstance(count, int) and 0 < count < 2**63 else "",
             weights.uri if weights else "",
             str(facts.get("description", "")),
         )

@@ -53,7 +53,7 @@ def problems_of(card: Mapping[str, Any]) -> Iterator[Problem]:
         if key not in FIELDS:
             nearest = closest(key, FIELDS, count=1)[0]
             yield (key,), f"is not a key of a card; the closest is {nearest!r}"
-        elif type(value) is not FIELDS[key] or (type(value) is int and value <= 0):
+        elif type(value) is not FIELDS[key] or (type(value) is int and not 0 < value < 2**63):
             yield (key,), f"{value!r} is not {_WORDS[FIELDS[key]]}"
         elif key in _CHECKS:
             yield from _CHECKS[key](value, card)

@@ -107,15 +107,20 @@ def parse_rules(layers: Mapping[str, Any]) -> tuple[LayerRule, ...]:
 def _parse_rule(name: str, entry: Any) -> LayerRule:
     if not isinstance(entry, Mapping):
         entry = {"match": entry}
-    match = entry.get("match", ())
-    match = (match,) if isinstance(match, str) else tuple(match)
+    match = entry.get("match")
+    match = (match,) if isinstance(match, str) else match
     kind = entry.get("kind", "block" if name == "blocks" else name)
-    if not match or set(entry) - {"match", "kind"} or kind not in KINDS:
+    if not _are_patterns(match) or set(entry) - {"match", "kind"} or kind not in KINDS:
         raise FreezeArgumentError(
             f"The layer group {name!r} = {entry!r} is not a pattern, a list of patterns or "
             f"{{match=..., kind=...}} with a kind of {KINDS}."
         )
-    return LayerRule("block" if kind == "block" else name, kind, match)
+    return LayerRule("block" if kind == "block" else name, kind, tuple(match))
+
+
+def _are_patterns(match: Any) -> bool:
+    texts = isinstance(match, list | tuple) and match and all(isinstance(text, str) for text in match)
+    return bool(texts and all(match))
 
 
 def match_layers(

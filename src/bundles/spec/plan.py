@@ -121,13 +121,13 @@ class FreezePlan:
         """
         try:
             data = json.loads(text)
-            plan = _from_data(data)
+            plan, recorded = _from_data(data), data["digest"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PinError(f"The text is not a freeze plan written by to_json(): {error}.") from error
-        if data["digest"] != plan.digest:
+        if recorded != plan.digest:
             raise PinError(
                 f"The plan was changed after it was written: its digest is {plan.digest}, "
-                f"recorded is {data['digest']}."
+                f"recorded is {recorded}."
             )
         return plan
 

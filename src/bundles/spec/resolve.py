@@ -51,7 +51,7 @@ def plan_names(
     names: Iterable[str], policy: str, mode: FreezeMode, table: ModuleTable, groups: LayerGroups
 ) -> FreezePlan:
     """Return the plan that freezes exactly these parameters, and every other name they are tied to."""
-    frozen = _with_ties(frozenset(names), table.parameters)
+    frozen = with_ties(names, table)
     group_of = {name: group.name for group in groups for name in group.parameters}
     return FreezePlan(
         policy=policy,
@@ -62,8 +62,10 @@ def plan_names(
     )
 
 
-def _with_ties(chosen: frozenset[str], rows: Iterable[ParameterRow]) -> frozenset[str]:
-    return frozenset(row.name for row in rows if chosen.intersection(row.tied))
+def with_ties(names: Iterable[str], table: ModuleTable) -> frozenset[str]:
+    """Return the names and every other name of the same parameters."""
+    chosen = frozenset(names)
+    return frozenset(row.name for row in table.parameters if chosen.intersection(row.tied))
 
 
 def _planned(row: ParameterRow, frozen: frozenset[str], group_of: dict[str, str]) -> PlannedTensor:
