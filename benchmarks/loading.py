@@ -65,9 +65,7 @@ def main() -> None:
         for size in ("tiny", "full"):
             start = time.perf_counter()
             loader(size, "ours")()
-            print(
-                f"CREPE_{size.upper()}: first process, conversion included: {time.perf_counter() - start:.1f} s"
-            )
+            print(f"CREPE_{size.upper()}: first process, conversion too: {time.perf_counter() - start:.1f} s")
             compare(size)
 
 

@@ -131,8 +131,8 @@ def test_listing_in_a_fresh_interpreter_imports_nothing_heavy() -> None:
 
 def test_filtering_and_looking_up_import_no_torch() -> None:
     code = (
-        "import sys, bundles; bundles.list_bundles(task='pitch'); bundles.CREPE_TINY; repr(bundles.default_registry);"
-        "print(*sys.modules)"
+        "import sys, bundles; bundles.list_bundles(task='pitch'); bundles.CREPE_TINY;"
+        "repr(bundles.default_registry); print(*sys.modules)"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -103,6 +103,7 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_list_is_printed_without_importing_torch() -> None:
-    code = "import sys; from bundles.cli.main import main\ntry: main(['list'])\nexcept SystemExit: print(*sys.modules)"
+    program = "import sys; from bundles.cli.main import main"
+    code = f"{program}\ntry: main(['list'])\nexcept SystemExit: print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" not in out.split()

@@ -260,7 +260,7 @@ def _fetch(source: WeightSource) -> Path:
     from bundles.sources.fetch import fetch
 
     path = fetch(source)
-    return converted(path, CONVERTER, convert_pickle) if is_pickle_name(path) else path
+    return converted(path, CONVERTER, convert_pickle) if is_pickle_name(source.address) else path
 
 
 def _weights_of(bundle_or_file: Bundle | WeightSource | str | os.PathLike[str]) -> WeightSource:

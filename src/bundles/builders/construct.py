@@ -41,25 +41,32 @@ class _SkipInit(TorchFunctionMode):
 
 
 def without_init(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return the module that ``make`` constructs, its parameters allocated and not initialised."""
-    with _SkipInit():
+    """Return the module that ``make`` constructs, its parameters allocated and not initialised.
+
+    What random numbers are drawn all the same, say through ``.data``, are given back.
+    """
+    with torch.random.fork_rng(devices=[]), _SkipInit():
         return make()
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that ``make`` constructs, parameters on the meta device and buffers real."""
-    with _SkipInit(), _meta_parameters():
+    with torch.random.fork_rng(devices=[]), _SkipInit(), _meta_parameters():
         return make()
 
 
 @contextmanager
 def _meta_parameters() -> Iterator[None]:
     thread = threading.get_ident()
+    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by id, and kept alive so that ids last
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta or threading.get_ident() != thread:
             return None
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        if id(parameter) not in made:  # one that is registered twice stays one
+            ghost = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            made[id(parameter)] = parameter, ghost
+        return made[id(parameter)][1]
 
     hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bundles.errors import StateDictMismatchError
-from bundles.spec.provenance import mark
+from bundles.spec.provenance import mark, provenance
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def assign(
         for name in others:
             _set(model, name, _get(model, first))
     if left := sorted(_left_on_meta(model)):
-        raise mismatch_error(source, left, [], [])
+        raise mismatch_error(source, [], [], [], left)
     mark(model, dict.fromkeys(state, source))
     return LoadReport(source, tuple(state), (), ())
 
@@ -111,12 +111,15 @@ def fit(
     prefix, source_prefix = _dotted(prefix), _dotted(source_prefix)
     state = {name: tensor for name, tensor in _state(model).items() if name.startswith(prefix)}
     named = {prefix + n.removeprefix(source_prefix): n for n in tensors if n.startswith(source_prefix)}
-    fitting = {name: tensors[named[name]] for name in state if name in named}
-    missing = tuple(name for name in state if name not in named)
+    offered = {name: tensors[original] for name, original in named.items()}
+    offered = {**{name: offered[other] for name, other in _aliases(_ties(state), offered)}, **offered}
+    fitting = {name: offered[name] for name in state if name in offered}
+    missing = tuple(name for name in state if name not in offered)
     unexpected = tuple(original for name, original in named.items() if name not in state)
-    mismatched = list(_mismatches({name: state[name] for name in fitting}, fitting))
-    if mismatched or not fitting:
-        raise mismatch_error(source, missing, unexpected, mismatched)
+    mismatched = [*_mismatches(state, fitting), *_torn(_ties(state), fitting)]
+    empty = [name for name in fitting if state[name].is_meta]
+    if mismatched or empty or not fitting:
+        raise mismatch_error(source, missing, unexpected, mismatched, empty)
     return Fit(LoadReport(source, tuple(fitting), missing, unexpected), fitting)
 
 
@@ -126,7 +129,9 @@ def copy_into(model: nn.Module, fitted: Fit) -> None:
     with torch.no_grad():
         for name, tensor in fitted.tensors.items():
             state[name].copy_(tensor)
-    mark(model, {**dict.fromkeys(report.missing, None), **dict.fromkeys(report.loaded, report.source)})
+    known = provenance(model)  # what another file gave stays what it is
+    fresh = {name: None for name in report.missing if name not in known}
+    mark(model, {**fresh, **dict.fromkeys(report.loaded, report.source)})
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -141,7 +146,11 @@ def _dotted(prefix: str) -> str:
 
 
 def mismatch_error(
-    source: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
+    source: str,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Collection[str],
+    empty: Collection[str] = (),
 ) -> StateDictMismatchError:
     """Return the error that lists every difference between a file and a model."""
     parts = [
@@ -150,19 +159,20 @@ def mismatch_error(
             ("missing in the file:", missing),
             ("unexpected in the file:", unexpected),
             ("of another shape or type:", mismatched),
+            ("left without values, on the meta device:", empty),
         )
         if names
     ]
     return StateDictMismatchError(
         f"The weights of {source} do not fit the model; {'; '.join(parts) or 'no name is in both'}.",
-        missing=tuple(missing),
+        missing=(*missing, *empty),
         unexpected=tuple(unexpected),
         mismatched=tuple(mismatched),
     )
 
 
 def _mismatches(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    for name in state.keys() & tensors.keys():
+    for name in (name for name in state if name in tensors):
         ours, theirs = state[name], tensors[name]
         if ours.shape != theirs.shape:
             yield f"{name} (model {tuple(ours.shape)}, file {tuple(theirs.shape)})"

@@ -16,9 +16,9 @@ CONVERTER = 1  # part of the converted file's name: raise it when the output cha
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
-def is_pickle_name(path: Path) -> bool:
+def is_pickle_name(name: str) -> bool:
     """Whether a file is, by its name, a checkpoint written by ``torch.save``."""
-    return path.suffix in _SUFFIXES
+    return name.endswith(_SUFFIXES)
 
 
 def convert_pickle(path: Path, file: BinaryIO) -> None:
@@ -38,13 +38,18 @@ def convert_pickle(path: Path, file: BinaryIO) -> None:
         )
     # Contiguous copies: tied tensors share storage, which safetensors does not take. Sorted, so
     # that the same checkpoint gives the same bytes.
+    if odd := [name for name, tensor in state.items() if not _is_storable(tensor)]:
+        raise WeightsFileError(
+            f"The checkpoint {path} holds tensors of a kind that safetensors has not (sparse, quantised, "
+            f"without values, or of double complex numbers): {', '.join(odd)}; save them as dense ones."
+        )
     tensors = {name: state[name].detach().clone().contiguous() for name in sorted(state)}
     file.write(save(tensors))
 
 
 def _load(path: Path) -> object:
     kind = describe_file(path)
-    if "zip" not in kind and "pickle" not in kind:
+    if not kind.startswith(("a zip", "a pickle")):
         raise WeightsFileError(f"The file {path} is {kind}; a checkpoint written by torch.save is needed.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -61,6 +66,11 @@ def _load(path: Path) -> object:
         raise WeightsFileError(
             f"The checkpoint {path} is damaged or truncated ({_first_line(error)}): get it again."
         ) from error
+
+
+def _is_storable(tensor: torch.Tensor) -> bool:
+    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return dense and tensor.dtype != torch.complex128
 
 
 def _is_entry(item: tuple[object, object]) -> bool:

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bundles.registry.schema import METADATA, name_problem, problems_of
+from bundles.display import safe
+from bundles.registry.lines import KeyLines
+from bundles.registry.schema import METADATA, Problem, name_problem, problems_of
 from bundles.spec.bundle import Bundle
 from bundles.spec.source import WeightSource
 
@@ -46,15 +48,15 @@ def read_card_file(path: str) -> CardFile:
         text = _read_text(path)
         tables = _parse_toml(text)
     except (OSError, ValueError, RecursionError) as error:
-        found.problems.append(f"{path}: {_short(error)}")
+        found.problems.append(f"{path}: " + safe(_short(error), limit=600))
         return found
-    defaults = tables.pop("defaults", {})
+    places, defaults = KeyLines(text), tables.pop("defaults", {})
+    if not isinstance(defaults, dict):
+        found.problems.append(_problem(path, places, ("defaults",), "is not a table"))
+        defaults = {}
     for name, table in tables.items():
-        problems = list(_check(name, table, defaults))
-        if problems:
-            lines = [
-                f"{path}:{_line(text, (name, *key))}: {'.'.join((name, *key))} {why}" for key, why in problems
-            ]
+        if problems := list(_check(name, table, defaults)):
+            lines = [_problem(path, places, (name, *key), why) for key, why in problems]
             found.broken[name] = lines
             found.problems.extend(lines)
         else:
@@ -100,10 +102,14 @@ def _weights(weights: Mapping[str, Any], origin: str) -> WeightSource:
     return WeightSource(source, weights.get("sha256"), weights.get("size"))
 
 
-def _check(name: str, table: Any, defaults: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+def _problem(path: str, places: KeyLines, key: tuple[str, ...], why: str) -> str:
+    return f"{path}:{places.of(key)}: " + safe(f"{'.'.join(key)} {why}", limit=600)
+
+
+def _check(name: str, table: Any, defaults: Card) -> Iterator[Problem]:
     if problem := name_problem(name):
         yield (), problem
-    if not isinstance(table, dict) or not isinstance(defaults, dict):
+    if not isinstance(table, dict):
         yield (), "is not a table, as in [CREPE_TINY]"
         return
     card = merge(defaults, table)
@@ -142,29 +148,3 @@ def _short(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"is not UTF-8 text (byte {error.start})"
     return f"is not a card: {error}" if "larger" not in str(error) else str(error)
-
-
-def _line(text: str, path: tuple[str, ...]) -> int:
-    """Return the line where a key stands: its own, else the nearest table above it.
-
-    A key inherited from ``[defaults]`` is looked for there, too.
-    """
-    best, depth = 1, 0
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-            table = _keys(header.group(1))
-            here = table
-        elif key := re.match(r"""\s*([\w\-."']+)\s*=""", line):
-            here = (*table, *_keys(key.group(1)))
-        else:
-            continue
-        for wanted in (path, ("defaults", *path[1:])):
-            common = len(here) if here == wanted[: len(here)] else 0
-            if common > depth and (wanted is path or common > 1):
-                best, depth = number, common
-    return best
-
-
-def _keys(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

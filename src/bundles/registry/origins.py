@@ -42,6 +42,7 @@ def add_folder(registry: Registry, folder: str, *, override: bool = False) -> No
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"There is no folder {folder!r} to read cards from.")
     problems = []
+    folder = os.path.abspath(folder)  # relative weights are looked for there, wherever Python goes
     for file in _card_files(folder):
         path = os.path.join(folder, file)
         problems += _add_file(registry, path, path, override=override)

@@ -62,6 +62,10 @@ class Registry(Mapping[str, "Bundle"]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the bundle of that name, or the default where there is none or its card is broken."""
+        return self[name] if name in self else default  # noqa: SIM401 - this is that method
+
     def __contains__(self, name: object) -> bool:
         self._fill()
         return name in self._cards or name in self._bundles
@@ -178,7 +182,8 @@ class Registry(Mapping[str, "Bundle"]):
             self._bundles.pop(taken, None)
         self._order = None
         self._by_lower[name.lower()] = name
-        self._broken.pop(name, None)
+        mended = self._broken.pop(name, [])
+        self._problems = [problem for problem in self._problems if problem not in mended]
 
     def _metadata(self, name: str) -> Mapping[str, Any]:
         if name in self._cards:

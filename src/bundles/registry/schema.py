@@ -12,6 +12,7 @@ from bundles.spec.mode import parse_mode
 from bundles.spec.policy import parse_policy
 from bundles.spec.source import sha256_problem, size_problem, uri_problem
 from bundles.spec.suggest import closest
+from bundles.spec.values import shown
 
 Problem = tuple[tuple[str, ...], str]  # the key's path within the card, and what is wrong there
 
@@ -54,7 +55,7 @@ def problems_of(card: Mapping[str, Any]) -> Iterator[Problem]:
             nearest = closest(key, FIELDS, count=1)[0]
             yield (key,), f"is not a key of a card; the closest is {nearest!r}"
         elif type(value) is not FIELDS[key] or (type(value) is int and not 0 < value < 2**63):
-            yield (key,), f"{value!r} is not {_WORDS[FIELDS[key]]}"
+            yield (key,), f"{shown(value)} is not {_WORDS[FIELDS[key]]}"
         elif key in _CHECKS:
             yield from _CHECKS[key](value, card)
     for key in REQUIRED:
@@ -79,11 +80,12 @@ def _check_builder(builder: str, card: Mapping[str, Any]) -> Iterator[Problem]:
         hint = ""
         if "." in builder or ":" in builder or "/" in builder:
             hint = " (import paths are not taken from cards: use bundles.register(Bundle(builder=function)))"
-        yield ("builder",), f"{builder!r} is not a builder{hint}; there is {', '.join(ARCHITECTURES)}"
+        yield ("builder",), f"{shown(builder)} is not a builder{hint}; there is {', '.join(ARCHITECTURES)}"
         return
     given = card.get("architecture", {})
-    for name in missing_arguments(builder, given if isinstance(given, Mapping) else {}):
-        yield ("architecture", name), "is missing"
+    if isinstance(given, Mapping):
+        for name in missing_arguments(builder, given):
+            yield ("architecture", name), "is missing"
 
 
 def _check_architecture(arguments: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
@@ -125,8 +127,9 @@ def _check_mode(mode: str, card: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_extra(extra: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
     for key, value in extra.items():
-        if key in FIELDS or type(value) not in (str, int, float, bool):
-            yield ("extra", key), f"{value!r} is not text, number or true/false under a key of its own"
+        plain = type(value) in (str, float, bool) or (type(value) is int and abs(value) < 2**63)
+        if key in FIELDS or not plain:
+            yield ("extra", key), f"{shown(value)} is not text, number or true/false under a key of its own"
 
 
 def _attempt(path: tuple[str, ...], parse: Callable[[], object]) -> Iterator[Problem]:

@@ -26,9 +26,9 @@ def roots() -> list[Path]:
     return [Path(entry).expanduser() for entry in shared.split(os.pathsep) if entry] + [root()]
 
 
-def find(place: str) -> Path | None:
-    """Return the file at a place in one of the caches, or ``None``."""
-    return next((path for folder in roots() if (path := folder / place).is_file()), None)
+def find(place: str, accept: Callable[[Path], bool] = Path.is_file) -> Path | None:
+    """Return the file at a place in the first cache that has an acceptable one, or ``None``."""
+    return next((path for folder in roots() if accept(path := folder / place)), None)
 
 
 def key(text: str) -> str:

@@ -23,8 +23,7 @@ def converted(path: Path, version: int, convert: Callable[[Path, BinaryIO], None
         CacheError: the cache folder cannot be written.
     """
     place = f"converted/{stamped_sha256(path)}.{version}.safetensors"
-    found = cache.find(place)
-    if found is not None and _is_sound(found):
+    if (found := cache.find(place, accept=_is_sound)) is not None:
         return found
     made = cache.place(place, lambda file: convert(path, file))
     record = json.dumps({"sha256": stamped_sha256(made), "size": made.stat().st_size})

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from bundles.errors import OfflineError, SourceNotFoundError
+from bundles.errors import BundlesError, DownloadError, OfflineError, SourceNotFoundError
 from bundles.sources import cache
 from bundles.sources.schemes import SCHEMES, Local, Remote
 from bundles.sources.verify import Verify, check_file
 from bundles.spec.source import WeightSource
 from bundles.spec.suggest import accepted
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Action = Literal["use", "download", "refuse"]
 
@@ -33,6 +36,7 @@ def fetch(source: WeightSource, *, verify: Verify = "once") -> Path:
         SourceAccessError: it may not be read.
         ChecksumError: size or digest differ from the pinned ones.
         OfflineError: a download is needed and ``BUNDLES_OFFLINE`` is set.
+        DownloadError: the transfer failed.
         CacheError: the cache folder cannot be written.
 
     >>> import bundles
@@ -77,9 +81,8 @@ def _fetch_remote(
     cached = cache.find(where) if source.sha256 else None  # what is unpinned may have changed
     match decide(cached, offline=is_offline()):
         case "download":
-            return cache.place(
-                where, partial(download, source), lambda path: check_file(path, source, "always")
-            )
+            write = partial(_download, download, source)
+            return cache.place(where, write, lambda path: check_file(path, source, "always"))
         case "refuse":
             raise OfflineError(
                 f"{source.uri} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
@@ -89,3 +92,18 @@ def _fetch_remote(
             assert cached is not None  # noqa: S101 - what "use" means
             check_file(cached, source, verify)
             return cached
+
+
+def _download(
+    download: Callable[[WeightSource, BinaryIO], None], source: WeightSource, file: BinaryIO
+) -> None:
+    try:
+        download(source, file)
+    except BundlesError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise  # the cache's trouble, not the server's
+        raise DownloadError(
+            f"{source.uri} cannot be downloaded ({type(error).__name__}: {error}): try again."
+        ) from error

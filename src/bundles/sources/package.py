@@ -23,8 +23,11 @@ def locate_package_file(source: WeightSource) -> Path:
         raise SourceAccessError(
             f"The weight source {source.uri!r} does not read 'package:NAME/path/in/it', without '..'."
         )
-    # For a name without dots this looks for the package on sys.path and runs none of its code.
-    spec = importlib.util.find_spec(name)
+    try:
+        # For a name without dots this looks for the package on sys.path and runs none of its code.
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # __main__ and other modules that were never found by name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise SourceNotFoundError(
             f"The package {name} of {source.uri} is not installed: type `pip install {name}`."

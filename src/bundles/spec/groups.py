@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bundles.errors import BuildError, FreezeArgumentError
+from bundles.spec.values import shown
 
 Kind = Literal["stem", "block", "norm", "head"]
 KINDS: tuple[Kind, ...] = ("stem", "block", "norm", "head")
@@ -112,7 +113,7 @@ def _parse_rule(name: str, entry: Any) -> LayerRule:
     kind = entry.get("kind", "block" if name == "blocks" else name)
     if not _are_patterns(match) or set(entry) - {"match", "kind"} or kind not in KINDS:
         raise FreezeArgumentError(
-            f"The layer group {name!r} = {entry!r} is not a pattern, a list of patterns or "
+            f"The layer group {name!r} = {shown(entry)} is not a pattern, a list of patterns or "
             f"{{match=..., kind=...}} with a kind of {KINDS}."
         )
     return LayerRule("block" if kind == "block" else name, kind, tuple(match))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from bundles.errors import FreezeArgumentError
 from bundles.spec.suggest import accepted
+from bundles.spec.values import shown
 
 _AXES = {
     "noise": ("off", "follow", "on"),
@@ -83,6 +84,6 @@ def parse_mode(mode: str | FreezeMode) -> FreezeMode:
     if isinstance(mode, str) and mode in PRESETS:
         return PRESETS[mode]
     raise FreezeArgumentError(
-        f"Freeze mode {mode!r} is not known: give one of {accepted(str(mode), PRESETS)}, "
+        f"Freeze mode {shown(mode)} is not known: give one of {accepted(str(mode), PRESETS)}, "
         f"or FreezeMode(noise=, stats=, structure=, grad=)."
     )

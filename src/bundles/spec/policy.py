@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from bundles.errors import FreezeArgumentError
 from bundles.spec.groups import LayerGroup, LayerGroups
 from bundles.spec.suggest import accepted
+from bundles.spec.values import shown
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def parse_policy(policy: str | FreezePolicy) -> FreezePolicy:
         if re.fullmatch(pattern, rest):
             return make(rest)
     raise FreezeArgumentError(
-        f"Freeze policy {policy!r} is not known: give one of {accepted(str(policy), _EXAMPLES)}, "
+        f"Freeze policy {shown(policy)} is not known: give one of {accepted(str(policy), _EXAMPLES)}, "
         f"or a FreezePolicy."
     )
 

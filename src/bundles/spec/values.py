@@ -44,6 +44,22 @@ class FrozenDict(Mapping[str, Any]):
         return repr(self._items)
 
 
+def shown(value: object) -> str:
+    """Return a short ``repr`` for a message, whatever somebody wrote: long, deep or huge.
+
+    >>> print(shown("x" * 1000))
+    'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'
+    """
+    import reprlib
+
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 66
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a huge {type(value).__name__}"
+
+
 def freeze_value(value: Any) -> Any:
     """Return ``value`` with every list and mapping in it made immutable."""
     if isinstance(value, Mapping):
