@@ -19,7 +19,7 @@ from torch import nn
 import bundles
 from bundles.errors import CardError, DuplicateBundleError, RegistryError, UnknownBundleError
 from bundles.registry import origins
-from bundles.registry.registry import Registry
+from bundles.registry.registry import Registry, natural_key
 from bundles.spec.bundle import Bundle
 
 CARDS = Path(origins.__file__).with_name("cards")
@@ -107,9 +107,15 @@ def test_names_are_in_natural_order() -> None:
 
 
 def test_natural_order_survives_leading_zeros_and_a_leading_digit() -> None:
-    registry = filled("M010", "M10", "M9", "9M", "M")
-    assert list(registry) == sorted(registry, key=list(registry).index)
-    assert list(registry).index("M9") < list(registry).index("M10")
+    names = ["M010", "M10", "M9", "9M", "M"]
+    for shuffled in (names, names[::-1]):
+        assert sorted(shuffled, key=natural_key) == ["9M", "M", "M9", "M010", "M10"]
+
+
+@pytest.mark.parametrize("name", ["9M", "a b", "", "x/y", "../x", "CON", "é"])
+def test_a_bundle_made_in_python_needs_a_good_name_too(name: str) -> None:
+    with pytest.raises(RegistryError, match="is not a name: letters, digits"):
+        Registry().add(Bundle(name, "torchcrepe"))
 
 
 @pytest.mark.parametrize(

@@ -196,15 +196,17 @@ def _build(bundle: Bundle, head: nn.Module | Callable[[int], nn.Module] | None, 
     if made is not None:
         slot, prefix = (f"{bundle.head_slot}.", "") if bundle.head_slot else ("head.", ENCODER)
         model = attach_head(model, bundle.head_slot, made)
-        rules = (
-            (*prefixed_rules(rules, prefix), LayerRule("head", "head", ("head",)))
-            if prefix and rules
-            else rules
-        )
+        rules = _rules_with_head(rules, prefix) if prefix and rules else rules
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     groups = match_layers(rules, names) if rules else layer_groups(model)
     fresh = tuple(name for name in model.state_dict() if slot and name.startswith(slot))
     return _Draft(model, rules, groups, prefix, fresh)
+
+
+def _rules_with_head(rules: tuple[LayerRule, ...], prefix: str) -> tuple[LayerRule, ...]:
+    """The rules of an ``EncoderWithHead``; an encoder may have a head of its own that is no slot."""
+    name = "new_head" if any(rule.name == "head" for rule in rules) else "head"
+    return (*prefixed_rules(rules, prefix), LayerRule(name, "head", ("head",)))
 
 
 def _plan(draft: _Draft, request: tuple[FreezePolicy, FreezeMode], pretrained: bool) -> FreezePlan:

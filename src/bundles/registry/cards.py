@@ -23,7 +23,8 @@ from typing import Any
 
 from bundles.display import safe
 from bundles.registry.lines import KeyLines
-from bundles.registry.schema import METADATA, Problem, name_problem, problems_of
+from bundles.registry.registry import name_problem
+from bundles.registry.schema import METADATA, Problem, problems_of
 from bundles.spec.bundle import Bundle
 from bundles.spec.source import WeightSource
 
@@ -48,7 +49,7 @@ def read_card_file(path: str) -> CardFile:
         text = _read_text(path)
         tables = _parse_toml(text)
     except (OSError, ValueError, RecursionError) as error:
-        found.problems.append(f"{path}: " + safe(_short(error), limit=600))
+        found.problems.append(f"{path}:{_line_of(error)} " + safe(_short(error), limit=600))
         return found
     places, defaults = KeyLines(text), tables.pop("defaults", {})
     if not isinstance(defaults, dict):
@@ -138,6 +139,12 @@ def _parse_toml(text: str) -> dict[str, Any]:
     import tomllib
 
     return tomllib.loads(text)
+
+
+def _line_of(error: Exception) -> str:
+    """``"5:"`` where the TOML parser names the line, else nothing."""
+    found = re.search(r"\(at line (\d+)", str(error))
+    return f"{found.group(1)}:" if found else ""
 
 
 def _short(error: Exception) -> str:

@@ -27,7 +27,7 @@ def add_builtin(registry: Registry, folder: str = _CARDS) -> None:
         path = os.path.join(folder, file)
         known = index.get(file, {})
         if known.get("crc32") == checksum(path):
-            _add_cards(registry, known["cards"], f"bundles/{file}", override=False)
+            registry.add_problems(_add_cards(registry, known["cards"], f"bundles/{file}", override=False), {})
         else:
             _add_file(registry, path, f"bundles/{file}", override=False)
 

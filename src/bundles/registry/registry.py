@@ -55,9 +55,10 @@ class Registry(Mapping[str, "Bundle"]):
 
     def __iter__(self) -> Iterator[str]:
         self._fill()
-        if self._order is None:
-            self._order = tuple(sorted({*self._cards, *self._bundles}, key=natural_key))
-        return iter(self._order)
+        order = self._order
+        if order is None:
+            order = self._order = tuple(sorted({*self._cards, *self._bundles}, key=natural_key))
+        return iter(order)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -106,10 +107,14 @@ class Registry(Mapping[str, "Bundle"]):
 
         Raises:
             DuplicateBundleError: the name is taken and ``override`` is not set.
+            RegistryError: it is no name.
         """
         self._fill()
+        if problem := name_problem(bundle.name):
+            raise RegistryError(f"The name {bundle.name!r} {problem}.")
         self._claim(bundle.name, bundle.origin, override)
         self._bundles[bundle.name] = bundle
+        self._order = None
 
     def add_card(self, name: str, card: Mapping[str, Any], origin: str, *, override: bool = False) -> None:
         """Add a checked card, to be made a bundle when it is looked up.
@@ -120,6 +125,7 @@ class Registry(Mapping[str, "Bundle"]):
         self._fill()
         self._claim(name, origin, override)
         self._cards[name] = (card, origin)
+        self._order = None
 
     def add_problems(self, problems: list[str], broken: Mapping[str, list[str]]) -> None:
         """Note cards that could not be used; looking one up then says why."""
@@ -180,7 +186,6 @@ class Registry(Mapping[str, "Bundle"]):
                 )
             self._cards.pop(taken, None)
             self._bundles.pop(taken, None)
-        self._order = None
         self._by_lower[name.lower()] = name
         mended = self._broken.pop(name, [])
         self._problems = [problem for problem in self._problems if problem not in mended]
@@ -234,6 +239,19 @@ class Registry(Mapping[str, "Bundle"]):
         )
 
 
+def name_problem(name: str) -> str | None:
+    """Return what is wrong with a bundle's name, or ``None``."""
+    plain = name.isascii() and name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    reserved = name.upper().partition(".")[0] in _RESERVED
+    if not plain or not name[0].isalpha() or name.endswith(".") or reserved or len(name) > 96:
+        return "is not a name: letters, digits, '_', '-' and '.', a letter first, 96 at most"
+    return None
+
+
+# What Windows does not take as a file name; pins and caches may one day be named after bundles.
+_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
+
+
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
     """Sort ``BASE2`` before ``BASE10``.
 
@@ -241,7 +259,7 @@ def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
     ['BASE2', 'BASE10']
     """
     runs = ((digits, "".join(run)) for digits, run in groupby(name, str.isdecimal))
-    return tuple((digits, int(run) if digits else 0, run) for digits, run in runs)
+    return tuple((not digits, int(run) if digits else 0, run) for digits, run in runs)
 
 
 def _matches(value: object, wanted: object) -> bool:

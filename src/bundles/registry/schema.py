@@ -63,18 +63,6 @@ def problems_of(card: Mapping[str, Any]) -> Iterator[Problem]:
             yield (key,), "is missing"
 
 
-def name_problem(name: str) -> str | None:
-    """Return what is wrong with a bundle's name, or ``None``."""
-    plain = name.isascii() and name.replace("_", "").replace("-", "").replace(".", "").isalnum()
-    reserved = name.upper().partition(".")[0] in _RESERVED
-    if not plain or not name[0].isalpha() or name.endswith(".") or reserved or len(name) > 96:
-        return "is not a name: letters, digits, '_', '-' and '.', a letter first, 96 at most"
-    return None
-
-
-_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
-
-
 def _check_builder(builder: str, card: Mapping[str, Any]) -> Iterator[Problem]:
     if builder not in ARCHITECTURES:
         hint = ""

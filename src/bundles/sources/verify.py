@@ -37,7 +37,7 @@ def check_file(path: Path, source: WeightSource, verify: Verify = "once") -> Non
 def stamped_sha256(path: Path) -> str:
     """Return the sha256 of a file, hashed only if it changed since the last time.
 
-    "Changed" is judged by device, inode, size and modification time.
+    "Changed" is judged by device, inode, size and the times of the last write and of the last change.
     """
     stamp = _stamp_path(path)
     facts = _facts(path)
@@ -65,7 +65,7 @@ def _stamp_path(path: Path) -> Path:
 
 def _facts(path: Path) -> list[int]:
     stat = path.stat()
-    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _mismatch(path: Path, source: WeightSource, expected: str, found: str) -> ChecksumError:

@@ -35,10 +35,10 @@ class LayerRule:
             raise FreezeArgumentError(
                 f"The kind {self.kind!r} of layer group {self.name!r} is not one of {KINDS}."
             )
-        if (self.kind == "block") != all("{i}" in pattern for pattern in self.match):
+        if {pattern.count("{i}") for pattern in self.match} != {int(self.kind == "block")}:
             raise FreezeArgumentError(
-                f"The patterns {self.match} of layer group {self.name!r} must contain {{i}} where the "
-                f"kind is 'block', as in 'layers.{{i}}', and nowhere else."
+                f"The patterns {self.match} of layer group {self.name!r} must contain {{i}} once where "
+                f"the kind is 'block', as in 'layers.{{i}}', and else not at all."
             )
 
 
