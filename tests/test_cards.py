@@ -927,3 +927,39 @@ def test_layers_that_do_not_partition_the_parameters_are_refused_when_built(tmp_
         match=r"in no group \['classifier.weight', .*\], in several \['conv6.weight', 'conv6.bias'\]",
     ):
         bundles.X.plan()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f'freeze = "last:{"9" * 5000}"', "X.freeze Freeze policy"),
+        ('freeze = "blocks:0-60000000"', "X.freeze Freeze policy"),
+        ('input_shape = [2, "a"]', "is not a list of positive sizes"),
+    ],
+    ids=["digits", "range", "shape"],
+)
+def test_a_card_cannot_waste_time_or_memory_and_hides_no_other(line: str, words: str, tmp_path: Path) -> None:
+    written(tmp_path, card(line) + GOOD)
+    with pytest.raises(CardError, match=words):
+        bundles.register_cards(tmp_path)
+    assert "GOOD" in bundles.default_registry
+
+
+def test_a_name_twice_in_a_folder_is_refused_with_override_too(tmp_path: Path) -> None:
+    for file in ("a.toml", "b.toml"):
+        (tmp_path / file).write_text(GOOD)
+    with pytest.raises(CardError, match=r"GOOD of .*b\.toml is defined already, as GOOD of .*a\.toml"):
+        bundles.register_cards(tmp_path, override=True)
+
+
+def test_a_broken_card_says_why_as_an_attribute_too(tmp_path: Path) -> None:
+    written(tmp_path, card("task = 3"))
+    with pytest.raises(CardError):
+        bundles.register_cards(tmp_path)
+    with pytest.raises(AttributeError, match=r"The card of X is broken:\n.*X\.task 3 is not a string"):
+        _ = bundles.X
+
+
+def test_a_layer_pattern_cannot_run_for_ever() -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match="has more than 8 wildcards"):
+        bundles.Bundle("X", "torchcrepe", layers={"stem": "*a" * 24 + "~"})

@@ -192,5 +192,7 @@ def _unknown(name: str) -> str:
     from bundles.registry.default import default_registry
     from bundles.spec.suggest import closest
 
+    if broken := default_registry.why_broken(name):
+        return "\n".join((f"The card of {name} is broken:", *broken))
     nearest = ", ".join(closest(name, [*__all__, *default_registry]))
     return f"module 'bundles' has no attribute or bundle {name!r}: did you mean {nearest}?"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundles.errors import BuildError, FreezeArgumentError
+from bundles.errors import BuildError, FreezeArgumentError, RegistryError, WeightsFileError
 from bundles.registry.default import get_bundle
 from bundles.spec.bundle import Bundle
 from bundles.spec.groups import LayerGroups, LayerRule, match_layers, prefixed_rules
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bundles.builders.load import LoadReport
 
 Freeze = bool | str | FreezePolicy
-Head = "nn.Module | Callable[[int], nn.Module] | None"
 
 
 def get_model(
@@ -62,7 +61,7 @@ def get_model(
     >>> model.conv1_BN.training, model.classifier.training
     (False, True)
     """
-    bundle = get_bundle(bundle) if isinstance(bundle, str) else bundle
+    bundle = _bundle_of(bundle)
     request = read_request(bundle, freeze, freeze_mode)
     draft = _build(bundle, head, "empty" if pretrained and bundle.weights else "initialised")
     plan = _plan(draft, request, pretrained)
@@ -80,21 +79,24 @@ def plan(
     head: nn.Module | Callable[[int], nn.Module] | None = None,
 ) -> FreezePlan:
     """Return what :func:`get_model` would freeze and hold, from the architecture alone."""
-    bundle = get_bundle(bundle) if isinstance(bundle, str) else bundle
+    bundle = _bundle_of(bundle)
     return _plan(_build(bundle, head, "meta"), read_request(bundle, freeze, freeze_mode), True)
 
 
 def forward_costs(bundle: Bundle) -> dict[str, float] | None:
     """Return the floating-point operations of each module in one forward.
 
-    ``None`` where the bundle does not say what its input looks like.
+    ``None`` where the bundle does not say what its input looks like, or is wrong about it.
     """
     from bundles.freezing.flops import module_flops
 
     shape = bundle.metadata.get("input_shape")
     if shape is None:
         return None
-    return module_flops(_build(bundle, None, "meta").model, shape)
+    try:
+        return module_flops(_build(bundle, None, "meta").model, shape)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
 
 
 def load_into(
@@ -114,7 +116,7 @@ def load_into(
         prefix: where in the model, as ``"encoder."``.
         source_prefix: where in the file.
         freeze: a policy on the whole model; ``"loaded"`` or ``True`` freezes exactly what came from
-            the file.
+            this file, and what came from others before.
         freeze_mode: a preset or ``FreezeMode``; ``"eval"`` without it.
 
     Returns:
@@ -149,6 +151,14 @@ def load_into(
     if plan is not None:
         put(module, plan)
     return fitted.report
+
+
+def _bundle_of(bundle: Bundle | str) -> Bundle:
+    if isinstance(bundle, Bundle):
+        return bundle
+    if isinstance(bundle, str):
+        return get_bundle(bundle)
+    raise RegistryError(f"A {type(bundle).__name__} is neither a Bundle nor the name of one.")
 
 
 # --- the stops ------------------------------------------------------------------------------------
@@ -245,7 +255,13 @@ def _finish(
     from bundles.freezing.derive import carry_rules
     from bundles.spec.provenance import provenance
 
-    model = draft.model.to(device=device, dtype=dtype)
+    try:
+        model = draft.model.to(device=device, dtype=dtype)
+    except (TypeError, RuntimeError) as error:
+        raise BuildError(
+            f"The model cannot go to device={device!r}, dtype={dtype!r} ({str(error).splitlines()[0][:99]}): "
+            f"give a device as 'cpu' or 'cuda:0', a dtype as torch.float16."
+        ) from error
     known = provenance(model)
     mark(model, {name: None for name in model.state_dict() if name not in known})
     if draft.rules:
@@ -274,6 +290,10 @@ def _weights_of(bundle_or_file: Bundle | WeightSource | str | os.PathLike[str]) 
         if bundle_or_file.weights is None:
             raise BuildError(f"The bundle {bundle_or_file.name} has no weights to load.")
         return bundle_or_file.weights
+    if not isinstance(bundle_or_file, str | os.PathLike):
+        raise WeightsFileError(
+            f"A {type(bundle_or_file).__name__} is no weight source: give a bundle, its name, or a path."
+        )
     return WeightSource(f"file:{os.fspath(bundle_or_file)}")
 
 

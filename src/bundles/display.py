@@ -32,8 +32,14 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
+    for index, column in enumerate(columns):
+        number = column.startswith("#")
+        table.add_column(
+            column.lstrip("#"),
+            justify="right" if number else "left",
+            no_wrap=number or index == 0,  # names and numbers stay whole where the terminal is narrow
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*(Text(safe(cell)) for cell in row))
     return table

@@ -15,18 +15,18 @@ from torch.overrides import TorchFunctionMode
 _FILLERS = frozenset(
     getattr(torch.Tensor, name)
     for name in (
-        # the last four are how trunc_normal_ goes on after uniform_
-        *("uniform_", "normal_", "fill_", "zero_", "random_", "bernoulli_", "exponential_", "log_normal_"),
-        *("erfinv_", "mul_", "add_", "clamp_"),
+        *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_"),
+        "erfinv_",  # how trunc_normal_ goes on after uniform_
     )
 ) | frozenset(
-    (nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_)
+    (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
 )  # fmt: skip
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leave parameters as they are allocated; buffers are computed as ever, since none may be stored.
+    """Leave parameters unfilled where random numbers would fill them.
 
+    Constants are set as ever, and so are buffers, since some are computed from constants and not stored.
     A mode is local to its thread, which a patch of ``torch.nn.init`` would not be. Memory that is
     never touched costs nothing, and neither does the random generator.
     """

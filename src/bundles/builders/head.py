@@ -40,7 +40,7 @@ class EncoderWithHead(nn.Module):
 
 
 def make_head(bundle: Bundle, head: Head) -> nn.Module:
-    """Return the head as a module, made for the size of the bundle's features.
+    """Return the head as a module, made for the size of the bundle's features, and trainable.
 
     Raises:
         HeadError: the size is unknown, differs from that of the head, or nothing of use is given.
@@ -53,7 +53,7 @@ def make_head(bundle: Bundle, head: Head) -> nn.Module:
                 f"The head takes {wanted} features and {bundle.name} gives {size}: make it with "
                 f"in_features={size}, or pass head=lambda features: ..."
             )
-        return head
+        return head.requires_grad_(True)
     if not callable(head):
         raise HeadError(
             f"head={head!r} is neither a module nor a callable: pass head=lambda n: nn.Linear(n, 10)."
@@ -63,10 +63,16 @@ def make_head(bundle: Bundle, head: Head) -> nn.Module:
             f"{bundle.name} does not say how many features it gives, so a callable cannot be asked for a "
             f"head: pass the module itself, or set num_features= in the Bundle."
         )
-    made = head(size)
+    try:
+        made = head(size)
+    except TypeError as error:
+        raise HeadError(
+            f"The callable head cannot be called with {size} alone ({error}): pass a function of the "
+            f"number of features, as head=lambda n: nn.Linear(n, 10)."
+        ) from error
     if not isinstance(made, nn.Module):
         raise HeadError(f"The callable head returned a {type(made).__name__}: it must return an nn.Module.")
-    return made
+    return made.requires_grad_(True)
 
 
 def attach_head(model: nn.Module, slot: str | None, head: nn.Module) -> nn.Module:

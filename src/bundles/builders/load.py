@@ -11,6 +11,8 @@ from torch import nn
 from bundles.errors import StateDictMismatchError
 from bundles.spec.provenance import mark, provenance
 
+_SHOWN = 12  # names in a message; programs find all of them in the attributes
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -29,10 +31,13 @@ class LoadReport:
     unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
+        counts = (
             f"{len(self.loaded)} tensors loaded from {self.source}, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected"
         )
+        missing = f"; missing in the file: {_listed(self.missing)}" if self.missing else ""
+        unexpected = f"; left in the file: {_listed(self.unexpected)}" if self.unexpected else ""
+        return counts + missing + unexpected
 
 
 def assign(
@@ -59,13 +64,17 @@ def assign(
     state = {name: value for name, value in _state(model).items() if name not in fresh}
     ties = _ties(state)
     tensors = {**{name: tensors[other] for name, other in _aliases(ties, tensors)}, **tensors}
-    missing = sorted(set(state) - set(tensors))
-    unexpected = sorted(set(tensors) - set(state))
     mismatched = [*_mismatches(state, tensors), *_torn(ties, tensors)]
-    if missing or unexpected or mismatched:
-        raise mismatch_error(source, missing, unexpected, mismatched)
-    for name, old in state.items():
-        _replace(model, name, old, tensors[name], copy=name in owned)
+    if mismatched:
+        raise mismatch_error(source, _less(state, tensors), _less(tensors, state), mismatched)
+    ready = {name: _fitted(tensor, state.get(name), name in owned) for name, tensor in tensors.items()}
+    # torch's own load, because modules may rename keys of older files or fill in what those lacked.
+    found = model.load_state_dict(ready, strict=False, assign=True)
+    missing = [name for name in found.missing_keys if name in state]
+    if missing or found.unexpected_keys:
+        for name, old in state.items():
+            _set(model, name, old)
+        raise mismatch_error(source, sorted(missing), sorted(found.unexpected_keys), [])
     for first, *others in ties:
         for name in others:
             _set(model, name, _get(model, first))
@@ -109,6 +118,8 @@ def fit(
         StateDictMismatchError: shapes differ, or no name fits.
     """
     prefix, source_prefix = _dotted(prefix), _dotted(source_prefix)
+    _check_prefix("model", "prefix", prefix, model.state_dict())
+    _check_prefix("file", "source_prefix", source_prefix, tensors)
     state = {name: tensor for name, tensor in _state(model).items() if name.startswith(prefix)}
     named = {prefix + n.removeprefix(source_prefix): n for n in tensors if n.startswith(source_prefix)}
     offered = {name: tensors[original] for name, original in named.items()}
@@ -123,6 +134,14 @@ def fit(
     return Fit(LoadReport(source, tuple(fitting), missing, unexpected), fitting)
 
 
+def _check_prefix(what: str, argument: str, prefix: str, names: Collection[str]) -> None:
+    if not any(name.startswith(prefix) for name in names):
+        parts = dict.fromkeys(name.partition(".")[0] for name in names)
+        raise StateDictMismatchError(
+            f"The {what} has no part {argument}={prefix!r}: its parts are {_listed(parts)}."
+        )
+
+
 def copy_into(model: nn.Module, fitted: Fit) -> None:
     """Copy what fits over the model's own tensors, in place: optimizers keep what they hold."""
     state, report = _state(model), fitted.report
@@ -135,9 +154,9 @@ def copy_into(model: nn.Module, fitted: Fit) -> None:
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of the state dict; a module's extra state may be anything and is not loaded."""
+    """The parameters and buffers of the state dict, without modules' extra state."""
     state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
 
 
 def _dotted(prefix: str) -> str:
@@ -154,7 +173,7 @@ def mismatch_error(
 ) -> StateDictMismatchError:
     """Return the error that lists every difference between a file and a model."""
     parts = [
-        f"{what} {', '.join(names)}"
+        f"{what} {_listed(names)}"
         for what, names in (
             ("missing in the file:", missing),
             ("unexpected in the file:", unexpected),
@@ -169,6 +188,12 @@ def mismatch_error(
         unexpected=tuple(unexpected),
         mismatched=tuple(mismatched),
     )
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = list(names)[:_SHOWN]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _mismatches(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
@@ -202,12 +227,15 @@ def _torn(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterato
                 yield f"{name} (tied to {first} in the model, different in the file)"
 
 
-def _replace(model: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor, *, copy: bool) -> None:
-    # A file in float16 must not turn a float32 model into a float16 one.
-    value = new.to(device=None if old.is_meta else old.device, dtype=old.dtype, copy=copy)
-    if isinstance(old, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=old.requires_grad)
-    _set(model, name, value)
+def _fitted(tensor: torch.Tensor, old: torch.Tensor | None, copy: bool) -> torch.Tensor:
+    """The tensor as the model wants it: a file in float16 must not turn a float32 model into float16."""
+    if old is None:
+        return tensor
+    return tensor.to(device=None if old.is_meta else old.device, dtype=old.dtype, copy=copy)
+
+
+def _less(names: Collection[str], others: Collection[str]) -> list[str]:
+    return sorted(name for name in names if name not in others)
 
 
 def _get(model: nn.Module, name: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,7 +35,7 @@ def convert_pickle(path: Path, file: BinaryIO) -> None:
     if not isinstance(state, dict) or not state or not all(map(_is_entry, state.items())):
         raise WeightsFileError(
             f"The checkpoint {path} does not hold a flat dict of named tensors, but {_shape(state)}: "
-            f"save the state_dict() of the model alone."
+            f"{_advice(path, state)}."
         )
     # Contiguous copies: tied tensors share storage, which safetensors does not take. Sorted, so
     # that the same checkpoint gives the same bytes.
@@ -83,7 +84,17 @@ def _shape(state: object) -> str:
     return f"a dict with the keys {list(state)[:4]}" if state else "nothing"
 
 
+def _advice(path: Path, state: object) -> str:
+    for key, entry in state.items() if isinstance(state, dict) else ():
+        if isinstance(entry, dict) and entry and all(map(_is_entry, entry.items())):
+            read = f"torch.load({str(path)!r}, weights_only=True)[{key!r}]"
+            return f"save the entry alone, torch.save({read}, 'new.pth')"
+    return "save the state_dict() of the model alone"
+
+
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    wanted = next((line for line in text.splitlines() if "GLOBAL" in line or "global" in line), None)
-    return (wanted or text.splitlines()[0]).strip()[:200]
+    """What failed, without torch's advice to read the file unsafely."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it names {found.group(1)}"
+    text = str(error).strip().splitlines()
+    return type(error).__name__ if not text or "weights_only" in text[0] else text[0][:200]

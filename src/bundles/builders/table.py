@@ -34,7 +34,12 @@ def build(bundle: Bundle, *, parameters: str = "initialised") -> nn.Module:
     def construct() -> nn.Module:
         return make(**dict(bundle.architecture))
 
-    module = _CONSTRUCT[parameters](construct)
+    try:
+        module = _CONSTRUCT[parameters](construct)
+    except (RuntimeError, NotImplementedError):
+        if parameters != "meta":
+            raise
+        module = without_init(construct)  # a builder that looks at values, which there are none on meta
     if not isinstance(module, nn.Module):
         raise BuildError(
             f"The builder of {bundle.name} returned a {type(module).__name__}: it must return an nn.Module."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import torch
@@ -10,11 +11,15 @@ from safetensors import SafetensorError, safe_open
 from bundles.errors import WeightsFileError
 from bundles.spec.sniff import describe_file, is_safetensors
 
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of a safetensors file, mapped and not copied: pages are read when used.
+    """Return every tensor of a safetensors file.
 
-    A write to one of them is private to the process and never reaches the file.
+    A file that nobody may write, as those in the cache, is mapped and not copied: pages are read when
+    they are used, and shared between processes. Any other is copied, because a map would follow the
+    file when it is rewritten, and kill the process when it is cut short.
 
     Raises:
         WeightsFileError: the file is of another format, damaged or truncated; it says which.
@@ -25,7 +30,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            is_stable = not path.stat().st_mode & _WRITABLE
+            return tensors if is_stable else {name: tensor.clone() for name, tensor in tensors.items()}
     except (SafetensorError, KeyError, AttributeError, ValueError) as error:
         raise WeightsFileError(
             f"The safetensors file {path} is damaged, truncated or holds a type that torch "

@@ -31,6 +31,7 @@ def command(
         click.echo("".join(f"{name}\n" for name in names), nl=False)
     else:
         print_table(*default_registry.table(names))
-        hint(f"{len(names)} of {len(default_registry)} bundles; `bundles show NAME` tells more.")
+        found = f"{len(names)} of {len(default_registry)} bundles"
+        hint(f"{found}; `bundles show NAME` tells more." if names else f"{found} match.")
     for problem in default_registry.problems:
         hint(f"broken card: {problem}")

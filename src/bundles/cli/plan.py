@@ -35,10 +35,9 @@ def command(name: str, policy: str | None, mode: str | None, as_json: bool) -> N
     for hold in plan.holds:
         if hold.group is None:
             click.echo(f"held across groups: {hold.module or bundle.name}")
-    of = "operations of a forward" if measured else "parameters, since the input's shape is unknown"
-    click.echo(
-        f"predicted cost of a training step: {step_cost(plan, costs):.0%} of full fine-tuning (by {of})"
-    )
+    of = "operations of a forward" if measured else "parameters, since a forward cannot be counted"
+    what = "a training step" if plan.trainable else "a step, a forward only since nothing trains,"
+    click.echo(f"predicted cost of {what}: {step_cost(plan, costs):.0%} of full fine-tuning (by {of})")
     hint(f"`bundles.{name}.get_model(freeze={policy or True!r}, freeze_mode={str(plan.mode)!r})` builds it.")
 
 

@@ -24,9 +24,10 @@ from bundles.freezing.hold import grads_and_before
 from bundles.spec.groups import LayerGroups
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
-from bundles.spec.policy import All, Candidates, FreezePolicy, Nothing, parse_policy
+from bundles.spec.policy import All, Candidates, ExceptLast, FreezePolicy, Nothing, parse_policy
 from bundles.spec.provenance import provenance
 from bundles.spec.resolve import plan_names, resolve, with_ties
+from bundles.spec.values import shown
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -88,6 +89,11 @@ def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimize
     True
     """
     inner, policy = unwrap(model), parse_policy(which)
+    if isinstance(policy, ExceptLast):
+        raise FreezeArgumentError(
+            f"unfreeze({which!r}) would thaw all but the last {policy.n} blocks: to train the last "
+            f"{policy.n}, type bundles.freeze(model, 'last:{policy.n}')."
+        )
     before = _frozen_parameters(inner)
     if policy == All():
         undo(inner)
@@ -99,7 +105,13 @@ def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimize
 
 
 @contextmanager
-def frozen(model: M, which: str | FreezePolicy = "all", mode: str | FreezeMode = "eval") -> Iterator[M]:
+def frozen(
+    model: M,
+    which: str | FreezePolicy = "all",
+    mode: str | FreezeMode = "eval",
+    *,
+    groups: LayerGroups | Mapping[str, Any] | None = None,
+) -> Iterator[M]:
     """Freeze within a ``with`` block, then put back what was there before, an earlier freeze included.
 
     Unlike :func:`freeze` it never warns that nothing is left to train: inside the block that is meant.
@@ -113,7 +125,7 @@ def frozen(model: M, which: str | FreezePolicy = "all", mode: str | FreezeMode =
     True
     """
     inner = unwrap(model)
-    plan = plan_for(model, parse_policy(which), parse_mode(mode))
+    plan = plan_for(model, parse_policy(which), parse_mode(mode), groups=groups)
     earlier = capture(inner)
     apply(inner, plan)
     try:
@@ -187,6 +199,8 @@ def plan_for(
 def put(model: nn.Module, plan: FreezePlan, *, optimizer: Optimizer | None = None) -> None:
     """Put a plan on a model, keep the optimizer right, and warn where that is not what people want."""
     inner = unwrap(model)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise FreezeArgumentError(f"optimizer={shown(optimizer)} is not a torch.optim.Optimizer.")
     before = _frozen_parameters(inner)
     apply(inner, plan)
     if optimizer is not None:
@@ -233,18 +247,20 @@ def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
     for name, module, plan in plans:
         prefix = f"{name}." if name else ""
         rest = [tensor for tensor in plan.frozen if prefix + tensor not in chosen]
+        was = f"({plan.policy})" if " " in plan.policy else plan.policy
+        smaller = plan_names(rest, f"{was} & {~policy!r}", plan.mode, describe(module), layer_groups(module))
         undo(module)
         if rest:
-            was = f"({plan.policy})" if " " in plan.policy else plan.policy
-            text = f"{was} & {~policy!r}"
-            apply(module, plan_names(rest, text, plan.mode, describe(module), layer_groups(module)))
+            apply(module, smaller)
 
 
 def _frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a freeze, also one put on a parent, keeps from training."""
     found: dict[int, nn.Parameter] = {}
-    for _, module, plan in applied_plans(model):
-        owned = {name: parameter for name, _, _, parameter in owned_parameters(module)}
-        found |= {id(owned[name]): owned[name] for name in plan.frozen if name in owned}
+    for _, module, local, parameter in owned_parameters(model):
+        before, now = grads_and_before(module).get(local, (False, False))
+        if before and not now:
+            found[id(parameter)] = parameter
     return list(found.values())
 
 

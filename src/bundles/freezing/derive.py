@@ -16,14 +16,17 @@ from bundles.spec.groups import (
     LayerGroup,
     LayerGroups,
     LayerRule,
+    idle_patterns,
     match_layers,
     parse_rules,
     with_rest,
 )
+from bundles.spec.values import shown
 
 _ATTRIBUTE = "_bundles_layers"
 _REST = "unlisted"  # the group of parameters that came later, or that given groups leave out
-_HEADS = ("head", "heads", "classifier", "fc", "lm_head", "aux", "score", "qa_outputs", "logits")
+_HEADS = ("head", "heads", "classifier", "fc", "lm_head", "aux", "score", "qa_outputs", "logits", "ctc")
+_BODIES = ("encoder", "decoder", "backbone", "transformer", "trunk", "body", "features", "layers")
 _WRAPPED = ("_orig_mod", "module")
 
 
@@ -31,7 +34,8 @@ def layer_groups(model: nn.Module, groups: LayerGroups | Mapping[str, Any] | Non
     """Return the ordered partition of a model's parameters into stem, blocks, norm and head.
 
     A frozen model has those it was frozen by, a bundle's model carries its own. For any other, the
-    head is what the last children are called (``head``, ``classifier``, ``fc``, ...), else the last child;
+    head is what the last children are called (``head``, ``classifier``, ``fc``, ...), else the last child
+    unless it is most of the model;
     the blocks are the row of layers that holds most parameters (a ``ModuleList``, or a ``Sequential``),
     else the other children.
 
@@ -51,7 +55,7 @@ def layer_groups(model: nn.Module, groups: LayerGroups | Mapping[str, Any] | Non
     if isinstance(groups, LayerGroups):
         return with_rest(groups, names, _REST)
     if groups is not None:
-        return _given(groups, names)
+        return _given(groups, [name for name, _ in model.named_modules()] + names, names)
     if (plan := own_plan(model)) is not None:
         return with_rest(plan.layer_groups(), names, _REST)
     rules = model.__dict__.get(_ATTRIBUTE)
@@ -79,9 +83,16 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _given(groups: Mapping[str, Any], names: list[str]) -> LayerGroups:
+def _given(groups: Mapping[str, Any], modules_and_parameters: list[str], names: list[str]) -> LayerGroups:
+    if not isinstance(groups, Mapping):
+        raise FreezeArgumentError(
+            f"groups={shown(groups)} is neither a LayerGroups nor a mapping, as {{'blocks': 'layers.{{i}}'}}."
+        )
+    rules = parse_rules(groups)
+    if idle := idle_patterns(rules, modules_and_parameters):
+        raise FreezeArgumentError(f"The patterns {', '.join(idle)} of groups= match nothing in the model.")
     try:
-        return match_layers(parse_rules(groups), names, rest=_REST)
+        return match_layers(rules, names, rest=_REST)
     except BuildError as error:
         raise FreezeArgumentError(f"groups= cannot be used: {error}") from error
 
@@ -130,9 +141,9 @@ def _head(model: nn.Module, sizes: Mapping[str, int], *, guess: bool) -> list[st
     named = [part for part in parts if part in _HEADS and part in model._modules]
     if named or not guess or len(parts) < 2 or parts[-1] not in model._modules:
         return named if len(named) < len(parts) else []
-    last = model._modules[parts[-1]]
-    is_row = isinstance(last, nn.ModuleList | nn.Sequential) and _share(parts[-1], sizes) >= 0.5
-    return [] if is_row else [parts[-1]]
+    is_layer = not _children(parts[-1], [name.rpartition(".")[0] for name in sizes])
+    is_body = parts[-1] in _BODIES or (not is_layer and _share(parts[-1], sizes) >= 0.5)
+    return [] if is_body else [parts[-1]]
 
 
 def _blocks(model: nn.Module, body: Mapping[str, int]) -> list[str]:

@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.hold import base_class, requires_grad_before
-from bundles.freezing.reads import reads_training
+from bundles.freezing.reads import mentions_dropout, reads_training
 from bundles.spec.table import Effect, ModuleRow, ModuleTable, ParameterRow
 
 # Attributes that switch off whole layers or time steps; torchaudio, fairseq and transformers use these.
@@ -70,8 +69,9 @@ def _module_row(name: str, module: nn.Module) -> ModuleRow:
     return ModuleRow(
         name=name,
         called=getattr(cls, "forward", None) is not nn.Module.forward,
+        ordered=cls is nn.Sequential,
         reads=reads or "stats" in effects,
-        builtin=cls.__module__.startswith("torch.nn."),
+        builtin=_is_builtin(module),
         effects=effects,
         assumed=assumed,
     )
@@ -87,13 +87,18 @@ def _effects(module: nn.Module, reads: bool) -> tuple[tuple[Effect, ...], bool]:
         return (*known, "stats") if tracks and not known else tuple(known), False
     if isinstance(module, _SpectralNorm) or not reads:
         return tuple(known), False
-    if isinstance(module, _DropoutNd | nn.RNNBase | nn.MultiheadAttention):
+    if _is_builtin(module):
         return (*known, "noise"), False
     if any(_is_rate(getattr(module, knob, None)) for knob in _STRUCTURE_KNOBS):
-        return (*known, "structure"), True
+        effects: tuple[Effect, ...] = ("noise", "structure") if mentions_dropout(module) else ("structure",)
+        return (*known, *effects), True
     if any(True for _ in module.buffers(recurse=False)):
         return ("noise", "stats"), True
     return (*known, "noise"), True
+
+
+def _is_builtin(module: nn.Module) -> bool:
+    return base_class(module).__module__.startswith("torch.nn.")
 
 
 def _has_power_iteration(module: nn.Module) -> bool:

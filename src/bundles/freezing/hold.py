@@ -10,7 +10,7 @@ names and signatures stay as they are. ``torch`` swaps classes in the same way i
 - ``__reduce_ex__`` names the base, so that pickles load in a fresh process;
 - the base's ``train()`` runs with the mode that was *requested*, so that adapters injected below
   later follow the caller, and only then is the flag put back;
-- ``torch``'s parametrized modules keep their class, which ``remove_parametrizations`` relies on, and
+- ``torch``'s parametrized modules and graph modules keep their class, which torch itself rewrites, and
   so do classes that refuse to be subclassed; they get an instance attribute instead.
 """
 
@@ -24,12 +24,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.utils import parametrize
 
 _HOLD = "_bundles_hold"
 _REQUESTED = "_bundles_requested"
 _BEFORE = "_bundles_requires_grad"
 _FORWARD = "_bundles_forward"
+_TRAIN = "_bundles_train"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ def hold(module: nn.Module, what: Hold) -> None:
     state = module.__dict__
     state[_HOLD] = what
     state[_REQUESTED] = module.training
-    cls = None if parametrize.is_parametrized(module) else _held_class(type(module), what.cut)
-    if cls is None:
+    keeps_class = parametrize.is_parametrized(module) or isinstance(module, GraphModule)
+    cls = None if keeps_class else _held_class(type(module), what.cut)
+    if cls is None or "train" in state:
         # functools.partial, because deepcopy rebinds it to the copy and pickle accepts it.
+        state[_TRAIN] = state.get("train")
         state["train"] = functools.partial(_train_instance, module)
     if what.cut and (cls is None or "forward" in state):
         _cut_instance(module)
@@ -63,12 +67,11 @@ def release(module: nn.Module) -> None:
     state = module.__dict__
     if state.pop(_HOLD, None) is None:
         return
-    if isinstance(state.get("train"), functools.partial):
-        del state["train"]
-    if _FORWARD in state:
-        state.pop("forward", None)
-        if (own := state.pop(_FORWARD)) is not None:
-            state["forward"] = own
+    for name, saved in (("train", _TRAIN), ("forward", _FORWARD)):
+        if saved in state:
+            state.pop(name, None)
+            if (own := state.pop(saved)) is not None:
+                state[name] = own
     if "_bundles_base" in vars(type(module)):  # not where FSDP or parametrize put a class on top
         module.__class__ = base_class(module)
     module.training = state.pop(_REQUESTED)
@@ -155,9 +158,8 @@ def _held_class(base: type[nn.Module], cut: bool) -> type[nn.Module] | None:
 
 
 def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
-    def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        base.train(self, mode)
-        _note_request(self, mode)
+    def train(self: nn.Module, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        _train(self, base.train, mode, *args, **kwargs)
         return self
 
     def reduce_ex(self: nn.Module, protocol: Any) -> str | tuple[Any, ...]:
@@ -201,8 +203,16 @@ def _cut_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     return cut_forward
 
 
-def _note_request(module: nn.Module, mode: bool) -> None:
-    if is_held(module):
+def _train(module: nn.Module, train: Callable[..., Any], mode: bool, *args: Any, **kwargs: Any) -> None:
+    """Pass a request on, and put the held flag back."""
+    what = held(module)
+    if what is None or what.training is None or train is nn.Module.train:
+        train(module, mode, *args, **kwargs)
+    else:  # an override may keep state of its own by the mode, so it is told the one that holds
+        train(module, what.training, *args, **kwargs)
+        for child in module.children():
+            child.train(mode)
+    if what is not None:
         module.__dict__[_REQUESTED] = mode
         _put_flag(module)
 
@@ -218,9 +228,12 @@ def _cut_instance(module: nn.Module) -> None:
     module.__dict__["forward"] = cut
 
 
-def _train_instance(module: nn.Module, mode: bool = True) -> nn.Module:
-    type(module).train(module, mode)
-    _note_request(module, mode)
+def _train_instance(module: nn.Module, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    own = module.__dict__.get(_TRAIN)
+    if own is None:
+        _train(module, base_class(module).train, mode, *args, **kwargs)
+    else:
+        _train(module, lambda _, *rest, **named: own(*rest, **named), mode, *args, **kwargs)
     return module
 
 

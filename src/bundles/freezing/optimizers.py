@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Where each parameter was when it was first seen, as (group, rank): checkpoints of the optimizer count
@@ -19,6 +19,9 @@ def update(optimizer: Optimizer, before: Iterable[nn.Parameter], after: Iterable
     """Take out what is frozen now, and add what was frozen before and trains again, by identity."""
     frozen = {id(parameter) for parameter in after}
     _note_places(optimizer)
+    if isinstance(optimizer, LBFGS):  # one direction over all parameters, of the size it had
+        optimizer.state.clear()
+        optimizer._numel_cache = None
     _drop(optimizer, frozen)
     _restore(optimizer, [p for p in before if id(p) not in frozen and p.requires_grad])
 
@@ -37,7 +40,7 @@ def _drop(optimizer: Optimizer, frozen: set[int]) -> None:
         for parameter in group["params"]:
             if id(parameter) in frozen:
                 optimizer.state.pop(parameter, None)
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in frozen]
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in frozen]
 
 
 def _restore(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

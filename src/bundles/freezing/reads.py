@@ -13,54 +13,71 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from bundles.freezing.hold import base_class
 
 _FLAG = "training"
-_SETTERS = ("__init__", "train", "eval")
+_CALLS = ("forward", "__call__")
+_SETTERS = ("__init__", "train", "eval", "__reduce_ex__", "__repr__", "extra_repr")
+_KNOWN_HOOKS = (SpectralNorm, WeightNorm)  # what they do is described elsewhere
 
 
 def reads_training(module: nn.Module) -> bool:
     """Whether calling the module may depend on its ``training`` flag; code that cannot be read says yes."""
-    cls, patched = base_class(module), module.__dict__.get("forward")
-    return _class_reads(cls) or (patched is not None and _reads(cls, (patched,)))
+    return _FLAG in _words(module)
 
 
-_known: dict[type[nn.Module], bool] = {}
+def mentions_dropout(module: nn.Module) -> bool:
+    """Whether the module's own code has a word for dropout in it."""
+    return any("dropout" in word or "drop_path" in word for word in _words(module))
 
 
-def _class_reads(cls: type[nn.Module]) -> bool:
+def _words(module: nn.Module) -> frozenset[str]:
+    """Every name and text in the code that calling the module can reach."""
+    cls = base_class(module)
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    own = [hook for hook in hooks if not isinstance(hook, _KNOWN_HOOKS)]
+    own += [module.__dict__["forward"]] if "forward" in module.__dict__ else []
     if cls not in _known:
-        _known[cls] = _reads(cls, tuple(_entries(cls)))
-    return _known[cls]
+        _known[cls] = _reachable(cls, _entries(cls))
+    return _known[cls] | _reachable(cls, own)
+
+
+_known: dict[type[nn.Module], frozenset[str]] = {}
 
 
 def _entries(cls: type[nn.Module]) -> list[Any]:
-    """Where calls come in."""
-    members = [(name, member) for base in _own(cls) for name, member in vars(base).items()]
-    entries = [member for name, member in members if name in ("forward", "__call__")]
-    if not entries:  # called through methods of its own, or a mere container
-        entries = [member for name, member in members if name not in _SETTERS and callable(member)]
-    return entries
+    """Where calls come in: ``forward``, and every other method of a class that defines one.
+
+    Base classes without a ``forward`` of their own are libraries' furniture; of those only what is
+    called counts. Where there is no ``forward`` at all the module is called through its methods.
+    """
+    bases = [base for base in _own(cls) if "forward" in vars(base)] or list(_own(cls))
+    entries = [vars(base)[name] for base in _own(cls) for name in _CALLS if name in vars(base)]
+    others = [member for base in bases for name, member in vars(base).items() if name not in _SETTERS]
+    return entries + [member for member in others if any(True for _ in _plain(member))]
 
 
-def _reads(cls: type, entries: tuple[Any, ...]) -> bool:
+def _reachable(cls: type, entries: list[Any]) -> frozenset[str]:
+    words: set[str] = set()
     queue, seen = list(entries), set()
     while queue:
         function = queue.pop()
         if id(function) in seen:
             continue
         seen.add(id(function))
-        codes = [code for entry in _plain(function) for code in _codes(entry.__code__)]
-        if not codes and function in entries:
-            return True  # compiled or scripted code: nothing can be read off it
-        if any(_FLAG in code.co_names or _FLAG in code.co_consts for code in codes):
-            return True
+        functions = list(_plain(function))
+        if not functions and function in entries:
+            words |= {_FLAG, "dropout"}  # compiled or scripted: nothing can be read off it, so it may
+        codes = [code for entry in functions for code in _codes(entry.__code__)]
         names = {name for code in codes for name in code.co_names}
+        words |= names | {text for code in codes for text in code.co_consts if isinstance(text, str)}
         queue.extend(_methods(cls, names))
-        for entry in _plain(function):
+        for entry in functions:
             queue.extend(_helpers(entry, names))
-    return False
+    return frozenset(words)
 
 
 def _methods(cls: type, names: set[str]) -> Iterator[Any]:

@@ -68,6 +68,7 @@ class FreezeReport:
         lines = [text_table(_COLUMNS, self._rows())]
         lines += [f"plan: {self.plan}"] if self.plan else ["plan: none"]
         lines += [f"held across groups: {name}" for name in self.across]
+        lines += [f"assumed: {', '.join(self.assumed)}"] if self.assumed else []
         lines += [f"irregular: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -167,5 +168,7 @@ def _hold_problem(planned: PlannedHold, module: nn.Module) -> Iterator[str]:
     name, what = planned.module or type(module).__name__, held(module)
     if what is None:
         yield f"{name} is not held: freeze again to cover it"
+    elif planned.cut and not what.cut:
+        yield f"{name} records a graph: freeze again to cut it"
     elif planned.training is not None and module.training != planned.training:
         yield f"{name} has training={module.training}, held is {planned.training}: something wrote the flag"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bundles.errors import FrozenDriftError
+from bundles.errors import FreezeArgumentError, FrozenDriftError
 from bundles.freezing.apply import applied_plans
 from bundles.freezing.derive import layer_groups, unwrap
 from bundles.freezing.describe import describe
@@ -30,6 +30,9 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.digests)
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of {len(self)} tensors>"
 
     def moved(self, model: nn.Module) -> tuple[str, ...]:
         """Return the names whose tensors differ now, or are gone."""
@@ -67,6 +70,15 @@ def verify_frozen(model: nn.Module, snapshot: Snapshot) -> None:
     >>> model = bundles.freeze(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)), "encoder")
     >>> verify_frozen(model, snapshot(model))
     """
+    if not isinstance(snapshot, Snapshot):
+        raise FreezeArgumentError(
+            f"A {type(snapshot).__name__} is no Snapshot: verify_frozen(model, snapshot)."
+        )
+    if len(snapshot) and _tensors(unwrap(model)).keys().isdisjoint(snapshot.digests):
+        raise FrozenDriftError(
+            "The snapshot is of another model: none of its tensors is in this one.",
+            moved=tuple(snapshot.digests),
+        )
     if moved := snapshot.moved(model):
         shown = ", ".join(moved[:8]) + (f" and {len(moved) - 8} more" if len(moved) > 8 else "")
         raise FrozenDriftError(
@@ -98,7 +110,7 @@ def _covered(model: nn.Module) -> Iterator[str]:
     parts = parts_of(table, frozenset(frozen), layer_groups(model))
     for row in table.modules:
         module = modules[row.name]
-        covered = parts[row.name] == "frozen" or _is_held_still(module)
+        covered = parts[row.name] in ("frozen", "presumed") or _is_held_still(module)
         if covered and not (follows and "stats" in row.effects):
             yield from (f"{row.name}.{name}".lstrip(".") for name in _own_buffers(module))
 

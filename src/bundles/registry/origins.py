@@ -29,7 +29,7 @@ def add_builtin(registry: Registry, folder: str = _CARDS) -> None:
         if known.get("crc32") == checksum(path):
             registry.add_problems(_add_cards(registry, known["cards"], f"bundles/{file}", override=False), {})
         else:
-            _add_file(registry, path, f"bundles/{file}", override=False)
+            _add_file(registry, path, f"bundles/{file}", override=False, seen={})
 
 
 def add_folder(registry: Registry, folder: str, *, override: bool = False) -> None:
@@ -41,11 +41,12 @@ def add_folder(registry: Registry, folder: str, *, override: bool = False) -> No
     """
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"There is no folder {folder!r} to read cards from.")
-    problems = []
+    problems: list[str] = []
     folder = os.path.abspath(folder)  # relative weights are looked for there, wherever Python goes
+    seen: dict[str, str] = {}
     for file in _card_files(folder):
         path = os.path.join(folder, file)
-        problems += _add_file(registry, path, path, override=override)
+        problems += _add_file(registry, path, path, override=override, seen=seen)
     if problems:
         raise CardError(
             f"{len(problems)} problems in the cards of {folder}; every other card was added:\n"
@@ -78,12 +79,22 @@ def checksum(path: str) -> int:
         return zlib.crc32(file.read())
 
 
-def _add_file(registry: Registry, path: str, origin: str, *, override: bool) -> list[str]:
+def _add_file(
+    registry: Registry, path: str, origin: str, *, override: bool, seen: dict[str, str]
+) -> list[str]:
+    """Add a file's cards; ``override`` is for what was there before, not for names ``seen`` beside it."""
     from bundles.registry.cards import read_card_file
 
     found = read_card_file(path)
-    registry.add_problems(found.problems, found.broken)
-    return found.problems + _add_cards(registry, found.cards, origin, override=override)
+    twice = [name for name in found.cards if override and name.lower() in seen]
+    problems = [
+        f"The bundle {name} of {path} is defined already, as {seen[name.lower()]}: give it another name."
+        for name in twice
+    ]
+    cards = {name: card for name, card in found.cards.items() if name not in twice}
+    seen.update({name.lower(): f"{name} of {path}" for name in cards})
+    registry.add_problems(found.problems + problems, found.broken)
+    return found.problems + problems + _add_cards(registry, cards, origin, override=override)
 
 
 def _add_cards(registry: Registry, cards: dict[str, Any], origin: str, *, override: bool) -> list[str]:

@@ -100,6 +100,10 @@ class Registry(Mapping[str, "Bundle"]):
         self._fill()
         return tuple(self._problems)
 
+    def why_broken(self, name: str) -> tuple[str, ...]:
+        """Return the problems of a card of that name that could not be used."""
+        return tuple(self._broken.get(name, ()))
+
     # --- adding ----------------------------------------------------------------------------------
 
     def add(self, bundle: Bundle, *, override: bool = False) -> None:

@@ -105,6 +105,11 @@ def _check_layers(layers: Mapping[str, Any], card: Mapping[str, Any]) -> Iterato
         yield ("layers",), "is empty"
 
 
+def _check_input_shape(shape: list[Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    if not shape or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+        yield ("input_shape",), f"{shown(shape)} is not a list of positive sizes, as in [16, 1024]"
+
+
 def _check_policy(policy: str, card: Mapping[str, Any]) -> Iterator[Problem]:
     return _attempt(("freeze",), lambda: parse_policy(policy))
 
@@ -135,4 +140,5 @@ _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Problem]]] = {
     "freeze": _check_policy,
     "freeze_mode": _check_mode,
     "extra": _check_extra,
+    "input_shape": _check_input_shape,
 }

@@ -35,6 +35,10 @@ class LayerRule:
             raise FreezeArgumentError(
                 f"The kind {self.kind!r} of layer group {self.name!r} is not one of {KINDS}."
             )
+        if any(pattern.count("*") + pattern.count("?") > 8 for pattern in self.match):
+            raise FreezeArgumentError(
+                f"A pattern of layer group {self.name!r} has more than 8 wildcards, which no name needs."
+            )
         if {pattern.count("{i}") for pattern in self.match} != {int(self.kind == "block")}:
             raise FreezeArgumentError(
                 f"The patterns {self.match} of layer group {self.name!r} must contain {{i}} once where "
@@ -78,6 +82,11 @@ class LayerGroups:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def __str__(self) -> str:
+        """A line per group: name, role, tensors, the first of them."""
+        lines = (f"{g.name}: {g.role}, {len(g.parameters)} tensors, {g.parameters[0]} ..." for g in self)
+        return "\n".join(lines)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,6 +159,13 @@ def match_layers(
     if missed and rest is not None:
         groups.append(LayerGroup(rest, "head", (), tuple(missed)))
     return LayerGroups(tuple(groups))
+
+
+def idle_patterns(rules: Iterable[LayerRule], names: Iterable[str]) -> list[str]:
+    """Return the patterns that match none of these names: misspelt ones."""
+    known = tuple(names)
+    patterns = [pattern for rule in rules for pattern in rule.match]
+    return [pattern for pattern in patterns if not any(map(_regex(pattern).fullmatch, known))]
 
 
 def with_rest(groups: LayerGroups, parameters: Iterable[str], rest: str) -> LayerGroups:

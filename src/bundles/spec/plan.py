@@ -101,7 +101,8 @@ class FreezePlan:
     def digest(self) -> str:
         """``sha256:`` and 64 hex digits over what is frozen and how it is held, order ignored.
 
-        The policy's wording and the groups' names do not count: two ways to say the same are equal.
+        The wording of policy and mode and the groups' names do not count: two ways to say what comes
+        to the same for this model are equal.
         """
         tensors = sorted((t.name, list(t.shape), t.state == "frozen") for t in self.tensors)
         holds = sorted((h.module, str(h.training), h.cut) for h in self.holds)
@@ -126,10 +127,13 @@ class FreezePlan:
             raise PinError(f"The text is not a freeze plan written by to_json(): {error}.") from error
         if recorded != plan.digest:
             raise PinError(
-                f"The plan was changed after it was written: its digest is {plan.digest}, "
-                f"recorded is {recorded}."
+                f"What the plan freezes or holds was changed after it was written: its digest is "
+                f"{plan.digest}, recorded is {recorded}."
             )
         return plan
+
+    def __repr__(self) -> str:
+        return f"<FreezePlan {self}>"
 
     def __str__(self) -> str:
         """One line: policy, mode, counts, digest."""

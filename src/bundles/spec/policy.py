@@ -80,7 +80,7 @@ class Loaded(FreezePolicy):
     """Exactly the tensors that came from pretrained weights."""
 
     def select(self, candidates: Candidates) -> frozenset[str]:
-        return candidates.loaded
+        return candidates.loaded.intersection(candidates.names)
 
 
 @dataclass(frozen=True, repr=False)
@@ -212,9 +212,9 @@ _WORDS: dict[str, Callable[[], FreezePolicy]] = {
     "loaded": Loaded,
 }
 _PREFIXES: dict[str, tuple[str, Callable[[str], FreezePolicy]]] = {
-    "last": (r"\d+", lambda count: ExceptLast(int(count))),
-    "first": (r"\d+", lambda count: First(int(count))),
-    "blocks": (r"\d+(-\d+)?(,\d+(-\d+)?)*", lambda numbers: Blocks(*_ranges(numbers))),
+    "last": (r"\d{1,4}", lambda count: ExceptLast(int(count))),
+    "first": (r"\d{1,4}", lambda count: First(int(count))),
+    "blocks": (r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", lambda numbers: Blocks(*_ranges(numbers))),
     "match": (r".+", Match),
 }
 _EXAMPLES = (*_WORDS, "last:2", "first:6", "blocks:0-3,6", "match:encoder.*.attention")

@@ -13,7 +13,7 @@ from bundles.spec.plan import FreezePlan, PlannedGroup, PlannedHold, PlannedTens
 from bundles.spec.policy import Candidates, FreezePolicy, Nothing
 from bundles.spec.table import ModuleRow, ModuleTable, ParameterRow
 
-Part = Literal["frozen", "mixed", "free"]
+Part = Literal["frozen", "presumed", "mixed", "free"]
 
 
 def resolve(
@@ -38,6 +38,8 @@ def resolve(
     """
     names = tuple(row.name for row in table.parameters)
     chosen = policy.select(Candidates(names, groups, frozenset(loaded)))
+    if not names and policy != Nothing():
+        raise NothingSelectedError("The model has no parameters, so there is nothing to freeze.")
     if not chosen and policy != Nothing():
         raise NothingSelectedError(
             f"The policy {policy!r} selects no parameter; the groups are {', '.join(groups.names)}, "
@@ -99,9 +101,12 @@ class _Census:
 
 
 def parts_of(table: ModuleTable, frozen: frozenset[str], groups: LayerGroups) -> dict[str, Part]:
-    """Say of each module whether it belongs to the frozen part, to the rest, or reaches over both."""
+    """Say of each module whether it belongs to the frozen part, to the rest, or reaches over both.
+
+    ``"presumed"`` is ``"frozen"`` as far as can be told.
+    """
     position = {row.name: index for index, row in enumerate(table.modules)}
-    census: dict[str, _Census] = {row.name: _Census() for row in table.modules}
+    census = {row.name: _Census() for row in table.modules}
     for parameter in table.parameters:
         for name in _lineage(parameter.module):
             below = census[name]
@@ -110,28 +115,42 @@ def parts_of(table: ModuleTable, frozen: frozenset[str], groups: LayerGroups) ->
                 below.frozen += 1
                 below.last_frozen = max(below.last_frozen, position[parameter.module])
     whole = {group.name: frozen.issuperset(group.parameters) for group in groups}
-    return {row.name: _part(row.name, census, position, groups, whole) for row in table.modules}
+    rows = {row.name: row for row in table.modules}
+    parts: dict[str, Part] = {}
+    for row in table.modules:
+        owner = next((name for name in _lineage(row.name) if census[name].total), None)
+        if owner is None or not census[owner].frozen:
+            parts[row.name] = "free"
+        elif census[owner].frozen == census[owner].total:
+            parts[row.name] = "frozen"
+        elif owner == row.name:
+            parts[row.name] = "mixed"
+        elif group := groups.of_module(row.name):
+            parts[row.name] = "frozen" if whole[group.name] else "free"
+        elif position[row.name] < census[owner].last_frozen:
+            parts[row.name] = "frozen"  # something frozen comes after it, and may read its output
+        else:
+            parts[row.name] = _between(row, rows[owner], table, frozen)
+    return parts
 
 
-def _part(
-    name: str,
-    census: dict[str, _Census],
-    position: dict[str, int],
-    groups: LayerGroups,
-    whole: dict[str, bool],
-) -> Part:
-    owner = next((module for module in _lineage(name) if census[module].total), None)
-    if owner is None or not census[owner].frozen:
+def _between(row: ModuleRow, owner: ModuleRow, table: ModuleTable, frozen: frozenset[str]) -> Part:
+    """Place a module without parameters that no group names and nothing frozen is registered after.
+
+    Statistics after a frozen layer are that layer's. A dropout may be used anywhere in its owner's
+    forward, unless the owner runs its children in order; beside bare frozen layers it is presumed to
+    be used between them, after a frozen model to belong to what follows.
+    """
+    owners = {parameter.module: parameter.name in frozen for parameter in table.parameters}
+    names = [entry.name for entry in table.modules]
+    start = f"{owner.name}." if owner.name else ""
+    earlier = [name for name in names[: names.index(row.name)] if name.startswith(start) and name in owners]
+    if not earlier or not owners[earlier[-1]]:
         return "free"
-    if census[owner].frozen == census[owner].total:
+    if "stats" in row.effects:
         return "frozen"
-    if owner == name:
-        return "mixed"
-    # A dropout, say, between frozen and trainable siblings: it belongs to the group that names it,
-    # else to the frozen part if something frozen is registered after it, and so may read its output.
-    if group := groups.of_module(name):
-        return "frozen" if whole[group.name] else "free"
-    return "frozen" if position[name] < census[owner].last_frozen else "free"
+    is_bare = earlier[-1].rpartition(".")[0] == owner.name
+    return "presumed" if is_bare and not owner.ordered else "free"
 
 
 def _lineage(name: str) -> Iterable[str]:
@@ -156,7 +175,7 @@ def _holds(
             impossible.append(row.name)
         cut = mode.grad == "cut" and row.name in entries and not entries.intersection(_above(row.name))
         if flag is not None or cut:
-            assumed = row.assumed and flag is not None
+            assumed = flag is not None and (row.assumed or parts[row.name] == "presumed")
             yield PlannedHold(row.name, flag, cut, assumed, home_of(row.name, groups))
     if impossible:
         raise InexpressibleModeError(

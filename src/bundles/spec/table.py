@@ -34,6 +34,7 @@ class ModuleRow:
     Attributes:
         name: dotted name from the model's root; empty for the root.
         called: whether it has a forward of its own, which a ``ModuleList`` has not.
+        ordered: whether it runs its children one after another, as ``Sequential`` does.
         reads: whether its own code reads ``self.training``.
         builtin: whether it is one of torch's own classes, whose behaviour is known.
         effects: what hangs on its ``training`` flag.
@@ -42,6 +43,7 @@ class ModuleRow:
 
     name: str
     called: bool
+    ordered: bool
     reads: bool
     builtin: bool
     effects: tuple[Effect, ...]
