@@ -24,7 +24,8 @@ Action = Literal["use", "download", "refuse"]
 def fetch(source: WeightSource, *, verify: Verify = "once") -> Path:
     """Return a local file that holds a source's weights.
 
-    With a digest and the file present this uses no network, takes no lock and writes nothing.
+    With a digest and the file present this uses no network, takes no lock and writes nothing but, the
+    first time, a stamp that saves hashing it again.
 
     Args:
         source: address, digest and size.
