@@ -101,7 +101,7 @@ def test_torchaudio_for_cuda_beside_a_torch_without(tmp_path: Path) -> None:
         before="torch.version.cuda = None",
     )
     assert "is built without CUDA and torchaudio is built for CUDA" in told
-    assert "`pip install uv && uv pip install --torch-backend=cpu" in told
+    assert "`uv pip install --reinstall --torch-backend=cpu" in told
     assert RELEASES in told
     assert "Traceback" not in told
 

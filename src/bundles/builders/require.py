@@ -8,7 +8,9 @@ from types import ModuleType
 from bundles.errors import MissingDependencyError
 
 _TORCHAUDIO = 'pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
-_CPU_ONLY = 'pip install uv && uv pip install --torch-backend=cpu "torch>=2.11,<2.15" "torchaudio==2.11.*"'
+# "reinstall", because a build for the wrong processor satisfies the version all the same
+_WITH_CUDA = 'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio==2.11.*"'
+_CPU_ONLY = 'uv pip install --reinstall --torch-backend=cpu "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 _EXTRAS = {"torchcrepe": "torchcrepe"}
 
 
@@ -56,6 +58,6 @@ def _explain_torchaudio(error: Exception) -> str:
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is built without CUDA and torchaudio is built for CUDA; type "
-            f"`{_CPU_ONLY}` for both without CUDA, or `{_TORCHAUDIO}` for both with it."
+            f"`{_WITH_CUDA}` for both with CUDA, or `{_CPU_ONLY}` for both without (after `pip install uv`)."
         )
     return f"torchaudio fails with {type(error).__name__}: {error}; type `{_TORCHAUDIO}`."
