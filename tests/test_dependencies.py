@@ -102,7 +102,7 @@ def test_torchaudio_for_cuda_beside_a_torch_without(tmp_path: Path) -> None:
     )
     assert "is built without CUDA and torchaudio is built for CUDA" in told
     assert "`uv pip install --reinstall --torch-backend=cpu" in told
-    assert RELEASES in told
+    assert RELEASES.replace("install", "install --force-reinstall") in told
     assert "Traceback" not in told
 
 

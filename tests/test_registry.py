@@ -19,7 +19,8 @@ from torch import nn
 import bundles
 from bundles.errors import CardError, DuplicateBundleError, RegistryError, UnknownBundleError
 from bundles.registry import origins
-from bundles.registry.registry import Registry, natural_key
+from bundles.registry.names import natural_key
+from bundles.registry.registry import Registry
 from bundles.spec.bundle import Bundle
 
 CARDS = Path(origins.__file__).with_name("cards")

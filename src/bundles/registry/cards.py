@@ -23,7 +23,7 @@ from typing import Any
 
 from bundles.display import safe
 from bundles.registry.lines import KeyLines
-from bundles.registry.registry import name_problem
+from bundles.registry.names import name_problem
 from bundles.registry.schema import METADATA, Problem, problems_of
 from bundles.spec.bundle import Bundle
 from bundles.spec.source import WeightSource

@@ -1,0 +1,28 @@
+"""Names of bundles: which are good, and how they are sorted."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+
+def name_problem(name: str) -> str | None:
+    """Return what is wrong with a bundle's name, or ``None``."""
+    plain = name.isascii() and name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    reserved = name.upper().partition(".")[0] in _RESERVED
+    if not plain or not name[0].isalpha() or name.endswith(".") or reserved or len(name) > 96:
+        return "is not a name: letters, digits, '_', '-' and '.', a letter first, 96 at most"
+    return None
+
+
+# What Windows does not take as a file name; pins and caches may one day be named after bundles.
+_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)}
+
+
+def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sort ``BASE2`` before ``BASE10``.
+
+    >>> sorted(["BASE10", "BASE2"], key=natural_key)
+    ['BASE2', 'BASE10']
+    """
+    runs = ((digits, "".join(run)) for digits, run in groupby(name, str.isdecimal))
+    return tuple((not digits, int(run) if digits else 0, run) for digits, run in runs)
