@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -145,3 +146,30 @@ def test_what_is_no_bundle_and_no_source_is_named() -> None:
         bundles.get_model(3)  # type: ignore[arg-type]
     with pytest.raises(bundles.WeightsFileError, match="A dict is no weight source"):
         bundles.load_into(nn.Linear(1, 1), {})  # type: ignore[arg-type]
+
+
+def test_what_was_loaded_by_hand_is_no_longer_called_fresh(recwarn: pytest.WarningsRecorder) -> None:
+    checkpoint = bundles.CREPE_TINY.get_model().state_dict()
+    model = bundles.CREPE_TINY.get_model(pretrained=False)
+    assert {group.weights for group in bundles.freeze_report(model).groups} == {"fresh"}
+    copy.deepcopy(model).load_state_dict(checkpoint)
+    assert {group.weights for group in bundles.freeze_report(model).groups} == {"fresh"}
+    model.load_state_dict(checkpoint)
+    bundles.freeze(model, "encoder")
+    assert {group.weights for group in bundles.freeze_report(model).groups} == {"unknown"}
+    assert list(recwarn) == []
+
+
+def test_a_partial_load_by_hand_keeps_the_records() -> None:
+    model = bundles.CREPE_TINY.get_model(pretrained=False)
+    model.load_state_dict({"classifier.bias": torch.zeros(360)}, strict=False)
+    with pytest.warns(bundles.FreezeWithoutWeightsWarning, match=r"in block\.0"):
+        bundles.freeze(model, "encoder")
+
+
+def test_the_hook_survives_pickling(tmp_path: Path) -> None:
+    model = bundles.CREPE_TINY.get_model(pretrained=False)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    again.load_state_dict(model.state_dict())
+    assert {group.weights for group in bundles.freeze_report(again).groups} == {"unknown"}

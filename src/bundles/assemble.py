@@ -15,7 +15,7 @@ from bundles.spec.groups import LayerGroups, LayerRule, match_layers, prefixed_r
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
 from bundles.spec.policy import FreezePolicy, Loaded, Nothing, parse_policy
-from bundles.spec.provenance import mark
+from bundles.spec.provenance import forget, mark
 from bundles.spec.resolve import resolve
 from bundles.spec.source import WeightSource
 
@@ -264,6 +264,7 @@ def _finish(
         ) from error
     known = provenance(model)
     mark(model, {name: None for name in model.state_dict() if name not in known})
+    model.register_load_state_dict_post_hook(forget)  # type: ignore[no-untyped-call]
     if draft.rules:
         carry_rules(model, draft.rules)
     if request[0] != Nothing():

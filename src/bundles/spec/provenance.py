@@ -27,6 +27,16 @@ def mark(model: Any, origins: Mapping[str, str | None]) -> None:
         module.__dict__[_ATTRIBUTE] = {**known, local: origin}  # a new dict: copies may share the old
 
 
+def forget(model: Any, incompatible_keys: Any = None) -> None:
+    """Drop every record: after ``load_state_dict`` by hand nothing is known of the tensors.
+
+    The signature is that of a post hook of ``load_state_dict``; after a partial load the records stay.
+    """
+    if incompatible_keys is None or not incompatible_keys.missing_keys:
+        for module in model.modules():
+            module.__dict__.pop(_ATTRIBUTE, None)
+
+
 def provenance(model: Any) -> dict[str, str | None]:
     """Return the recorded origin of every tensor of the model that has one.
 
