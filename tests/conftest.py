@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import bundles
+from bundles.registry.origins import add_builtin
+from bundles.registry.registry import Registry
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
@@ -46,3 +50,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "empty-cache"
     monkeypatch.setenv("BUNDLES_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def default(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A default registry of the test's own, which starts with the built-in bundles."""
+    fresh = Registry(populate=add_builtin)
+    monkeypatch.setattr("bundles.registry.default.default_registry", fresh)
+    monkeypatch.setitem(vars(bundles), "default_registry", fresh)
+    return fresh

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 import bundles
 from bundles.errors import BundlesError, CardError, DuplicateBundleError
-from bundles.registry import origins
 from bundles.registry.cards import read_card_file
 from bundles.registry.registry import Registry
+
+pytestmark = pytest.mark.usefixtures("default")
 
 SHA = "0123456789abcdef" * 4
 BODY = """\
@@ -25,15 +26,6 @@ architecture.model = "tiny"
 layers = { blocks = ["conv{i}", "conv{i}_BN"], head = "classifier" }
 """
 GOOD = f"[GOOD]\n{BODY}"
-
-
-@pytest.fixture(autouse=True)
-def default(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """A default registry of the test's own, which starts with the built-in bundles."""
-    fresh = Registry(populate=origins.add_builtin)
-    monkeypatch.setattr("bundles.registry.default.default_registry", fresh)
-    monkeypatch.setitem(vars(bundles), "default_registry", fresh)
-    return fresh
 
 
 def written(folder: Path, text: str | bytes, name: str = "cards.toml") -> Path:

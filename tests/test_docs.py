@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 import bundles
-from bundles.registry.origins import add_builtin
-from bundles.registry.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,15 +29,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples register bundles; the next page starts without them."""
-    fresh = Registry(populate=add_builtin)
-    monkeypatch.setattr("bundles.registry.default.default_registry", fresh)
-    monkeypatch.setitem(vars(bundles), "default_registry", fresh)
-
-
-@pytest.mark.usefixtures("_own_registry")
+@pytest.mark.usefixtures("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -83,7 +73,7 @@ def test_the_pip_lines_work_in_a_clean_clone(tmp_path: Path) -> None:
     assert "held-out accuracy" in done.stdout
 
 
-@pytest.mark.usefixtures("_own_registry")
+@pytest.mark.usefixtures("default")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str) -> None:
     with warnings.catch_warnings():

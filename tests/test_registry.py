@@ -23,6 +23,8 @@ from bundles.registry.names import natural_key
 from bundles.registry.registry import Registry
 from bundles.spec.bundle import Bundle
 
+pytestmark = pytest.mark.usefixtures("default")
+
 CARDS = Path(origins.__file__).with_name("cards")
 CARD = """
 [{name}]
@@ -45,15 +47,6 @@ def filled(*names: str) -> Registry:
     for name in names:
         registry.add(make(name))
     return registry
-
-
-@pytest.fixture(autouse=True)
-def default(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """A default registry of the test's own, which starts with the built-in bundles."""
-    fresh = Registry(populate=origins.add_builtin)
-    monkeypatch.setattr("bundles.registry.default.default_registry", fresh)
-    monkeypatch.setitem(vars(bundles), "default_registry", fresh)
-    return fresh
 
 
 # --- a Mapping ------------------------------------------------------------------------------------

@@ -144,6 +144,12 @@ def test_wrong_arguments_are_answered_in_a_sentence(
 def test_what_is_no_bundle_and_no_source_is_named() -> None:
     with pytest.raises(bundles.RegistryError, match="A int is neither a Bundle nor the name of one"):
         bundles.get_model(3)  # type: ignore[arg-type]
+    with pytest.raises(bundles.SourceNotFoundError, match="has the unknown scheme 'https'"):
+        bundles.load_into(nn.Linear(1, 1), "https://example.org/a.pth")
+    with pytest.raises(bundles.RegistryError, match="A str is no Bundle"):
+        bundles.register("CREPE_TINY")  # type: ignore[arg-type]
+    with pytest.raises(bundles.RegistryError, match="A int is no glob on names"):
+        bundles.list_bundles(3)  # type: ignore[arg-type]
     with pytest.raises(bundles.WeightsFileError, match="A dict is no weight source"):
         bundles.load_into(nn.Linear(1, 1), {})  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,6 +286,8 @@ def _fetch(source: WeightSource) -> Path:
 def _weights_of(bundle_or_file: Bundle | WeightSource | str | os.PathLike[str]) -> WeightSource:
     if isinstance(bundle_or_file, WeightSource):
         return bundle_or_file
+    if isinstance(bundle_or_file, str) and re.match(r"[a-z]{2,}:", bundle_or_file):
+        return WeightSource(bundle_or_file)  # an address; one letter and a colon is a drive
     if isinstance(bundle_or_file, str) and not _looks_like_file(bundle_or_file):
         bundle_or_file = get_bundle(bundle_or_file)
     if isinstance(bundle_or_file, Bundle):

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from bundles.errors import (
     FreezeArgumentError,
     FreezeWithoutWeightsWarning,
-    NothingSelectedError,
     NothingTrainableWarning,
     warn,
 )
@@ -24,9 +23,9 @@ from bundles.freezing.hold import grads_and_before
 from bundles.spec.groups import LayerGroups
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
-from bundles.spec.policy import All, Candidates, ExceptLast, FreezePolicy, Nothing, parse_policy
+from bundles.spec.policy import All, ExceptLast, FreezePolicy, parse_policy
 from bundles.spec.provenance import provenance
-from bundles.spec.resolve import plan_names, resolve, with_ties
+from bundles.spec.resolve import plan_names, resolve, select
 from bundles.spec.values import shown
 
 M = TypeVar("M", bound=nn.Module)
@@ -78,6 +77,7 @@ def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimize
     Args:
         model: a model that is frozen, or that has frozen parts; others are left alone.
         which: with a policy other than ``"all"``, what it selects thaws and the rest stays frozen.
+            ``"last:2"`` is refused: it selects all *but* the last two blocks.
         optimizer: an optimizer to which thawed parameters are added, by identity.
 
     Raises:
@@ -92,7 +92,7 @@ def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimize
     if isinstance(policy, ExceptLast):
         raise FreezeArgumentError(
             f"unfreeze({which!r}) would thaw all but the last {policy.n} blocks: to train the last "
-            f"{policy.n}, type bundles.freeze(model, 'last:{policy.n}')."
+            f"{policy.n}, type bundles.freeze(model, 'last:{policy.n}'); to thaw the first, 'first:N'."
         )
     before = _frozen_parameters(inner)
     if policy == All():
@@ -192,8 +192,8 @@ def plan_for(
         FreezeArgumentError, NothingSelectedError, InexpressibleModeError: as :func:`freeze`.
     """
     inner = unwrap(model)
-    known = [name for name, origin in provenance(inner).items() if origin is not None]
-    return resolve(policy, mode, describe(inner), layer_groups(inner, groups), [*known, *loaded])
+    known = [*_known_loaded(inner), *loaded]
+    return resolve(policy, mode, describe(inner), layer_groups(inner, groups), known)
 
 
 def put(model: nn.Module, plan: FreezePlan, *, optimizer: Optimizer | None = None) -> None:
@@ -229,15 +229,7 @@ def _warn_about(model: nn.Module, plan: FreezePlan) -> None:
 
 def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
     """Make each plan in the model a smaller one, without what the policy selects."""
-    groups = layer_groups(model)
-    names = tuple(name for name, *_ in owned_parameters(model))
-    loaded = frozenset(name for name, origin in provenance(model).items() if origin is not None)
-    chosen = with_ties(policy.select(Candidates(names, groups, loaded)), describe(model))
-    if not chosen and policy != Nothing():
-        raise NothingSelectedError(
-            f"The policy {policy!r} selects no parameter; the groups are {', '.join(groups.names)}.",
-            groups=groups.names,
-        )
+    chosen = select(policy, describe(model), layer_groups(model), _known_loaded(model))
     plans = list(applied_plans(model))
     if not plans and any(grads_and_before(module) for module in model.modules()):
         raise FreezeArgumentError(
@@ -252,6 +244,10 @@ def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
         undo(module)
         if rest:
             apply(module, smaller)
+
+
+def _known_loaded(model: nn.Module) -> list[str]:
+    return [name for name, origin in provenance(model).items() if origin is not None]
 
 
 def _frozen_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -85,6 +85,8 @@ class Registry(Mapping[str, "Bundle"]):
             RegistryError: no bundle has metadata of that name.
         """
         names = list(self)
+        if not isinstance(match, str):
+            raise RegistryError(f"A {type(match).__name__} is no glob on names: give text, as 'CREPE_*'.")
         if match != "*":
             from fnmatch import fnmatchcase
 
@@ -113,7 +115,13 @@ class Registry(Mapping[str, "Bundle"]):
             DuplicateBundleError: the name is taken and ``override`` is not set.
             RegistryError: it is no name.
         """
+        from bundles.spec.bundle import Bundle
+
         self._fill()
+        if not isinstance(bundle, Bundle):
+            raise RegistryError(
+                f"A {type(bundle).__name__} is no Bundle: register(bundles.Bundle(name, ...))."
+            )
         if problem := name_problem(bundle.name):
             raise RegistryError(f"The name {bundle.name!r} {problem}.")
         self._claim(bundle.name, bundle.origin, override)

@@ -80,13 +80,18 @@ def place(
     return target
 
 
+def place_text(where: str, text: str) -> Path:
+    """Put a small text file into the cache, as :func:`place` does."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    return place(where, write)
+
+
 def write_if_possible(path: Path, text: str) -> None:
     """Write a small file that only saves time; in a read-only cache there is simply none."""
     try:
-        place(str(path.relative_to(root())), lambda file: _write(file, text))
+        place_text(str(path.relative_to(root())), text)
     except CacheError:
         return
-
-
-def _write(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())

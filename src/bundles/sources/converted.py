@@ -27,7 +27,7 @@ def converted(path: Path, version: int, convert: Callable[[Path, BinaryIO], None
         return found
     made = cache.place(place, lambda file: convert(path, file))
     record = json.dumps({"sha256": stamped_sha256(made), "size": made.stat().st_size})
-    cache.place(f"{place}.json", lambda file: _write(file, record))
+    cache.place_text(f"{place}.json", record)
     return made
 
 
@@ -38,7 +38,3 @@ def _is_sound(path: Path) -> bool:
         return bool(record["size"] == path.stat().st_size and record["sha256"] == stamped_sha256(path))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _write(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())

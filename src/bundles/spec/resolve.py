@@ -36,6 +36,17 @@ def resolve(
         NothingSelectedError: the policy selects no parameter and is not ``Nothing()``.
         InexpressibleModeError: one flag of a known module would need two values.
     """
+    return plan_names(select(policy, table, groups, loaded), repr(policy), mode, table, groups)
+
+
+def select(
+    policy: FreezePolicy, table: ModuleTable, groups: LayerGroups, loaded: Iterable[str] = ()
+) -> frozenset[str]:
+    """Return the names that a policy selects, and every other name of the same parameters.
+
+    Raises:
+        NothingSelectedError: there are none, and the policy is not ``Nothing()``.
+    """
     names = tuple(row.name for row in table.parameters)
     chosen = policy.select(Candidates(names, groups, frozenset(loaded)))
     if not names and policy != Nothing():
@@ -46,7 +57,7 @@ def resolve(
             f"and the first parameters are {', '.join(names[:3])}.",
             groups=groups.names,
         )
-    return plan_names(chosen, repr(policy), mode, table, groups)
+    return with_ties(chosen, table)
 
 
 def plan_names(
