@@ -130,15 +130,15 @@ WRONG: dict[str, tuple[str, str]] = {
     "date for text": ("task = 2020-01-01", "cards.toml:5: X.task datetime.date(2020, 1, 1) is not a string"),
     "argument unknown": (
         'architecture.mdl = "a"',
-        "cards.toml:5: X.architecture.mdl the builder 'torchcrepe'",
+        "cards.toml:5: X.architecture.mdl is not an argument: the builder 'torchcrepe'",
     ),
     "argument _target_": (
         'architecture._target_ = "os.system"',
-        "cards.toml:5: X.architecture._target_ the builder 'torchcrepe' takes model",
+        "cards.toml:5: X.architecture._target_ is not an argument: the builder 'torchcrepe' takes model",
     ),
     "argument trust_remote_code": (
         "architecture.trust_remote_code = true",
-        "cards.toml:5: X.architecture.trust_remote_code the builder 'torchcrepe' takes model",
+        "cards.toml:5: X.architecture.trust_remote_code is not an argument: the builder 'torchcrepe' takes",
     ),
     "weights without source": ("weights.size = 3", "cards.toml:5: X.weights.source is missing"),
     "weights with an unknown key": (
@@ -159,6 +159,69 @@ WRONG: dict[str, tuple[str, str]] = {
     "mode unknown": ('freeze_mode = "evil"', "cards.toml:5: X.freeze_mode Freeze mode 'evil' is not known"),
     "mode true": ("freeze_mode = true", "cards.toml:5: X.freeze_mode True is not a string"),
     "extra shadows a key": ('extra.task = "asr"', "cards.toml:5: X.extra.task 'asr' is not text"),
+    "assets as text": (
+        "assets.pieces = 'file:x'",
+        "cards.toml:5: X.assets.pieces 'file:x' is not a table with a source, as weights is",
+    ),
+    "assets as a number": ("assets = 3", "cards.toml:5: X.assets 3 is not a table"),
+    "asset without source": ("assets.pieces = {}", "cards.toml:5: X.assets.pieces.source is missing"),
+    "asset with an unknown key": (
+        "assets.pieces = { source = 'file:a', md5 = 'x' }",
+        "cards.toml:5: X.assets.pieces.md5 is not a key of assets; there is source, sha256, size",
+    ),
+    "asset with a bad digest": (
+        "assets.pieces = { source = 'file:a', sha256 = 'x' }",
+        "cards.toml:5: X.assets.pieces.sha256 the sha256 'x' is not a string of 64 lower-case hex digits",
+    ),
+    "asset outside the folder": (
+        "assets.pieces.source = 'file:../x'",
+        "cards.toml:5: X.assets.pieces.source leaves the card's folder",
+    ),
+    "keys as a number": ("keys = 3", "cards.toml:5: X.keys 3 is not a table"),
+    "keys with an unknown key": (
+        "keys.renme = {}",
+        "cards.toml:5: X.keys.renme is not a key of keys; there is rename, drop_rows",
+    ),
+    "rename as text": ("keys.rename = 'x'", "cards.toml:5: X.keys.rename 'x' is not a table of endings"),
+    "rename of nothing": (
+        "keys.rename = { '' = 'x' }",
+        "cards.toml:5: X.keys.rename {'': 'x'} is not a table of endings of names, as {'.weight_g' = ",
+    ),
+    "rename to a number": (
+        "keys.rename = { '.a' = 3 }",
+        "cards.toml:5: X.keys.rename {'.a': 3} is not a table of endings",
+    ),
+    "rows as a list": (
+        "keys.drop_rows = [1]",
+        "cards.toml:5: X.keys.drop_rows [1] is not a table of lists of row numbers, as {'aux.weight' = [1, 2",
+    ),
+    "no rows": ("keys.drop_rows = { a = [] }", "cards.toml:5: X.keys.drop_rows {'a': []} is not a table"),
+    "a negative row": ("keys.drop_rows = { a = [-1] }", "cards.toml:5: X.keys.drop_rows {'a': [-1]} is not"),
+    "a row as text": ("keys.drop_rows = { a = ['1'] }", "cards.toml:5: X.keys.drop_rows {'a': ['1']} is not"),
+    "a row that is true": ("keys.drop_rows = { a = [true] }", "cards.toml:5: X.keys.drop_rows {'a': [True]}"),
+    "a huge row": ("keys.drop_rows = { a = [2147483648] }", "cards.toml:5: X.keys.drop_rows {'a': [21474"),
+    "a row alone": ("keys.drop_rows = { a = 1 }", "cards.toml:5: X.keys.drop_rows {'a': 1} is not a table"),
+    "prefix without a dot": (
+        "prefix = 'model'",
+        "cards.toml:5: X.prefix 'model' is not a dotted prefix, as 'model.'",
+    ),
+    "prefix with two dots": ("prefix = 'a..b.'", "cards.toml:5: X.prefix 'a..b.' is not a dotted prefix"),
+    "prefix empty": ("prefix = ''", "cards.toml:5: X.prefix '' is not a dotted prefix"),
+    "prefix a dot": ("prefix = '.'", "cards.toml:5: X.prefix '.' is not a dotted prefix"),
+    "companions unknown": (
+        "companions = 'cct'",
+        "cards.toml:5: X.companions 'cct' is not a kind of companions; there is alignment, ctc",
+    ),
+    "companions as a list": ("companions = ['ctc']", "cards.toml:5: X.companions ['ctc'] is not a string"),
+    "templates as text": (
+        "templates = 'large'",
+        "cards.toml:5: X.templates 'large' is not a list of templates, as in ['large']",
+    ),
+    "templates as numbers": ("templates = [3]", "cards.toml:5: X.templates [3] is not a list of templates"),
+    "template where there is none": (
+        "templates = ['large']",
+        "cards.toml:5: X.templates 'large' is not a template; there is none in this file",
+    ),
     "extra holds a list": ("extra.mine = [1]", "cards.toml:5: X.extra.mine [1] is not text"),
 }
 
@@ -404,6 +467,87 @@ LINES: dict[str, tuple[str, str]] = {
         model = "huge"
         """,
         "cards.toml:5: A.architecture.model",
+    ),
+    "inherited from a template": (
+        """\
+        [defaults]
+        builder = "torchcrepe"
+        layers.head = "*"
+        [templates.small]
+        architecture.model = "tiny"
+        sample_rate = "x"
+        [A]
+        templates = ["small"]
+        """,
+        "cards.toml:6: A.sample_rate",
+    ),
+    "inherited from a table of a template": (
+        """\
+        [templates.small]
+        builder = "torchcrepe"
+        layers.head = "*"
+        [templates.small.architecture]
+        model = "huge"
+        [A]
+        templates = ["small"]
+        """,
+        "cards.toml:5: A.architecture.model",
+    ),
+    "own value before that of a template": (
+        """\
+        [templates.small]
+        builder = "torchcrepe"
+        architecture.model = "tiny"
+        layers.head = "*"
+        task = "pitch"
+        [A]
+        templates = ["small"]
+        task = 3
+        """,
+        "cards.toml:8: A.task",
+    ),
+    "inherited from the defaults, beside a template that is not asked for": (
+        """\
+        [defaults]
+        builder = "torchcrepe"
+        architecture.model = "tiny"
+        layers.head = "*"
+        task = 3
+        [templates.other]
+        task = "pitch"
+        [A]
+        """,
+        "cards.toml:5: A.task",
+    ),
+    "inherited from the template that is asked for, beside one that is not": (
+        """\
+        [defaults]
+        builder = "torchcrepe"
+        architecture.model = "tiny"
+        layers.head = "*"
+        [templates.small]
+        task = 3
+        [templates.other]
+        task = "pitch"
+        [A]
+        templates = ["small"]
+        """,
+        "cards.toml:6: A.task",
+    ),
+    "inherited from the last template of those asked for": (
+        """\
+        [defaults]
+        builder = "torchcrepe"
+        architecture.model = "tiny"
+        layers.head = "*"
+        [templates.last]
+        task = 3
+        [templates.first]
+        task = 4
+        [A]
+        templates = ["first", "last"]
+        """,
+        "cards.toml:6: A.task",
     ),
     "own value before an inherited one": (
         """\
@@ -859,6 +1003,90 @@ def test_layers_of_a_card_replace_those_of_the_defaults_and_other_tables_are_mer
     assert bundle.layers == {"head": "*"}
     assert (bundle.one, bundle.two) == (1, 2.5)
     assert bundles.list_bundles(two=2.5) == ["A"]
+
+
+def test_a_card_inherits_from_the_defaults_then_its_templates_in_order_then_itself(tmp_path: Path) -> None:
+    text = """\
+        [defaults]
+        builder = "torchcrepe"
+        architecture.model = "tiny"
+        layers = { blocks = "conv{i}", head = "classifier" }
+        extra = { one = "defaults", two = "defaults", three = "defaults", four = "defaults" }
+        task = "defaults"
+        sample_rate = 1
+
+        [templates.second]
+        extra = { three = "second", four = "second" }
+        task = "second"
+        layers.head = "second"
+
+        [templates.first]
+        extra = { two = "first", three = "first", four = "first" }
+        task = "first"
+        sample_rate = 2
+
+        [A]
+        templates = ["first", "second"]
+        extra.four = "own"
+
+        [B]
+        templates = ["second", "first"]
+        task = "own"
+
+        [C]
+        """
+    bundles.register_cards(written(tmp_path, dedent(text)).parent)
+
+    def values(bundle: Any) -> tuple[str, ...]:
+        return bundle.one, bundle.two, bundle.three, bundle.four, bundle.task
+
+    assert values(bundles.A) == ("defaults", "first", "second", "own", "second")
+    assert values(bundles.B) == ("defaults", "first", "first", "first", "own")
+    assert values(bundles.C) == ("defaults",) * 5
+    assert [bundles.A.sample_rate, bundles.B.sample_rate, bundles.C.sample_rate] == [2, 2, 1]
+    assert dict(bundles.A.layers) == dict(bundles.B.layers) == {"head": "second"}
+    assert set(bundles.C.layers) == {"blocks", "head"}
+    assert bundles.list_bundles("[A-Z]", one="defaults") == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "words"),
+    [
+        (
+            "[templates.small]",
+            "templates = ['smal']",
+            "cards.toml:3: X.templates 'smal' is not a template; the",
+        ),
+        (
+            "[templates]\nsmall = 3",
+            "templates = ['small']",
+            "cards.toml:4: X.templates 'small' is not a temp",
+        ),
+        ("templates = 3", "", "cards.toml:1: templates is not a table"),
+        ("[[templates]]", "", "cards.toml:1: templates is not a table"),
+        ("[templates.small]\ntsk = 3", "templates = ['small']", "cards.toml:2: X.tsk is not a key of a card"),
+    ],
+    ids=["unknown", "no table", "number", "array of tables", "wrong key in it"],
+)
+def test_a_wrong_template_is_named(head: str, line: str, words: str, tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, f"{head}\n[X]\n{line}\n{BODY}")
+    assert problem.startswith(words)
+
+
+def test_assets_keys_and_prefix_of_a_card_reach_the_bundle(tmp_path: Path) -> None:
+    lines = (
+        "assets = { pieces = { source = 'file:a.model', size = 3 }, stats.source = 'url:https://host/b' }",
+        "keys = { rename = { '.g' = '.w' }, drop_rows = { 'fc.bias' = [0, 2] } }",
+        "prefix = 'model.'",
+    )
+    bundles.register_cards(written(tmp_path, card(*lines)).parent)
+    assert bundles.X.assets["pieces"] == bundles.WeightSource(f"file:{tmp_path}/a.model", size=3)
+    assert bundles.X.assets["stats"].uri == "url:https://host/b"
+    assert bundles.X.keys.name_of("fc.g") == "fc.w"
+    assert bundles.X.keys.drop_rows == {"fc.bias": (0, 2)}
+    assert bundles.X.prefix == "model."
+    assert bundles.X.rules[-1].match == ("model.classifier",)
+    assert hash(bundles.X)
 
 
 # --- a card with weights of its own ---------------------------------------------------------------

@@ -17,10 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bundles import heads as heads
     from bundles.assemble import get_model as get_model
     from bundles.assemble import load_into as load_into
     from bundles.builders.head import EncoderWithHead as EncoderWithHead
     from bundles.builders.load import LoadReport as LoadReport
+    from bundles.errors import BuildArgumentError as BuildArgumentError
     from bundles.errors import BuildError as BuildError
     from bundles.errors import BundlesError as BundlesError
     from bundles.errors import BundlesWarning as BundlesWarning
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from bundles.spec.policy import ExceptLast as ExceptLast
     from bundles.spec.policy import First as First
     from bundles.spec.policy import FreezePolicy as FreezePolicy
+    from bundles.spec.policy import Group as Group
     from bundles.spec.policy import Head as Head
     from bundles.spec.policy import Loaded as Loaded
     from bundles.spec.policy import Match as Match
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "heads": "bundles",
     "get_model": "bundles.assemble",
     "load_into": "bundles.assemble",
     "EncoderWithHead": "bundles.builders.head",
@@ -111,6 +115,7 @@ _HOMES = {
     "WeightsFileError": "bundles.errors",
     "UnsafeWeightsError": "bundles.errors",
     "StateDictMismatchError": "bundles.errors",
+    "BuildArgumentError": "bundles.errors",
     "BuildError": "bundles.errors",
     "MissingDependencyError": "bundles.errors",
     "FreezeError": "bundles.errors",
@@ -158,6 +163,7 @@ _HOMES = {
     "ExceptLast": "bundles.spec.policy",
     "First": "bundles.spec.policy",
     "FreezePolicy": "bundles.spec.policy",
+    "Group": "bundles.spec.policy",
     "Head": "bundles.spec.policy",
     "Loaded": "bundles.spec.policy",
     "Match": "bundles.spec.policy",
@@ -170,7 +176,8 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+        home = _HOMES[name]
+        value = import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
         globals()[name] = value
         return value
     if not name.startswith("_"):

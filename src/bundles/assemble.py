@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bundles.errors import BuildError, FreezeArgumentError, RegistryError, WeightsFileError
+from bundles.errors import (
+    BuildArgumentError,
+    BuildError,
+    FreezeArgumentError,
+    RegistryError,
+    WeightsFileError,
+)
 from bundles.registry.default import get_bundle
+from bundles.sources.ahead import read_ahead
+from bundles.spec.architectures import argument_problem, options_of, without_end
 from bundles.spec.bundle import Bundle
-from bundles.spec.groups import LayerGroups, LayerRule, match_layers, prefixed_rules
+from bundles.spec.formats import CONVERTER, is_pickle_name
+from bundles.spec.groups import (
+    LayerGroups,
+    LayerRule,
+    idle_patterns,
+    match_layers,
+    parse_rules,
+    prefixed_rules,
+)
+from bundles.spec.keys import KeyMap
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
 from bundles.spec.policy import FreezePolicy, Loaded, Nothing, parse_policy
 from bundles.spec.provenance import forget, mark
 from bundles.spec.resolve import resolve
 from bundles.spec.source import WeightSource
+from bundles.spec.upstream import wants_progress
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +45,7 @@ if TYPE_CHECKING:
     from bundles.builders.load import LoadReport
 
 Freeze = bool | str | FreezePolicy
+_ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "dl_kwargs")
 
 
 def get_model(
@@ -38,6 +57,8 @@ def get_model(
     head: nn.Module | Callable[[int], nn.Module] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    dl_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Build a bundle's model, load its weights, freeze it, and return it in ``eval()``.
 
@@ -47,14 +68,19 @@ def get_model(
         freeze_mode: a preset or ``FreezeMode``; the bundle's default without it.
         pretrained: whether weights are loaded; else they are initialised at random.
         head: a module, or a callable that takes the number of features. It replaces the architecture's
-            head where there is a slot for one, else the result is ``EncoderWithHead``.
+            head where there is a slot for one, else the result is ``EncoderWithHead``; that, too, where
+            the head takes lengths or layers, which a slot does not give.
         device: where the model goes, as ``nn.Module.to`` takes it.
         dtype: of the floating-point tensors.
+        dl_kwargs: torchaudio's, deprecated; what they come to here is in the warning.
+        options: what this bundle's builder takes besides: ``normalize=`` of speech encoders that
+            normalise waveforms (``"batch"`` as upstream, ``"per_utterance"``), ``with_star=`` of MMS_FA.
 
     Raises:
         UnknownBundleError: there is no bundle of that name.
         FreezeArgumentError, NothingSelectedError, InexpressibleModeError, HeadError: the request
             cannot be met; nothing was fetched.
+        BuildArgumentError: an option is none of this bundle's.
         MissingDependencyError, BuildError: the module cannot be constructed.
         SourceError, CacheError, WeightsError: the weights cannot be had, or do not fit.
 
@@ -62,13 +88,16 @@ def get_model(
     >>> model.conv1_BN.training, model.classifier.training
     (False, True)
     """
-    bundle = _bundle_of(bundle)
+    bundle = _with_options(_bundle_of(bundle), options)
+    progress = wants_progress(dl_kwargs)
     request = read_request(bundle, freeze, freeze_mode)
+    if pretrained and bundle.weights:
+        read_ahead(bundle.weights)  # the disk works while torch is still being imported
     draft = _build(bundle, head, "empty" if pretrained and bundle.weights else "initialised")
-    plan = _plan(draft, request, pretrained)
+    plan = None if request[0] == Nothing() else _plan(draft, request, pretrained)
     if pretrained:
-        _load(draft, bundle, owned=plan.trainable)
-    model = _finish(draft, plan, request, device, dtype)
+        _load(draft, bundle, owned=plan.trainable if plan else (), progress=progress)
+    model = _finish(draft, plan, pretrained, device, dtype)
     return model.eval()
 
 
@@ -139,13 +168,14 @@ def load_into(
     >>> len(report.loaded), report.missing, model.head.weight.requires_grad
     (44, (), True)
     """
+    from bundles.builders.keys import translate
     from bundles.builders.load import copy_into, fit
     from bundles.builders.tensors import read_tensors
     from bundles.freezing.api import plan_for, put
 
     policy, mode = _request(Loaded(), parse_mode("eval"), freeze, freeze_mode)
-    source = _weights_of(bundle_or_file)
-    tensors = read_tensors(_fetch(source))
+    source, keys = _weights_of(bundle_or_file)
+    tensors = translate(read_tensors(fetch_weights(source)), keys, source.uri)
     fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
     plan = None if policy == Nothing() else plan_for(module, policy, mode, loaded=fitted.report.loaded)
     copy_into(module, fitted)
@@ -162,18 +192,46 @@ def _bundle_of(bundle: Bundle | str) -> Bundle:
     raise RegistryError(f"A {type(bundle).__name__} is neither a Bundle nor the name of one.")
 
 
+def _with_options(bundle: Bundle, options: Mapping[str, Any]) -> Bundle:
+    known = options_of(bundle.builder, bundle.architecture)
+    for name, value in options.items():
+        if name not in known:
+            takes = ", ".join((*_ARGUMENTS, *known))
+            raise BuildArgumentError(
+                f"get_model of {bundle.name} has no argument {name!r}: it takes {takes}."
+            )
+        if problem := argument_problem(str(bundle.builder), name, value):
+            raise BuildArgumentError(f"{name}= of {bundle.name}: {problem}.")
+    return replace(bundle, architecture={**bundle.architecture, **options}) if options else bundle
+
+
 # --- the stops ------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Draft:
-    """A constructed model on its way: where the bundle's own part sits, and what of it is new."""
+    """A constructed model on its way.
+
+    Attributes:
+        model: the module.
+        rules: of its layer groups; empty where they are derived.
+        prefix: where in it the names of the weight file begin.
+        fresh: names that no weight file fills: a new head.
+        replaced: names of the file that the model has no place for begin so: the head it replaces.
+    """
 
     model: nn.Module
     rules: tuple[LayerRule, ...]
-    groups: LayerGroups
-    prefix: str = ""
+    prefix: str
     fresh: tuple[str, ...] = ()
+    replaced: str = ""
+
+    def groups(self) -> LayerGroups:
+        """The partition of its parameters, which only a freeze asks for."""
+        from bundles.freezing.derive import layer_groups
+
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        return match_layers(self.rules, names) if self.rules else layer_groups(self.model)
 
 
 def read_request(
@@ -197,27 +255,56 @@ def _request(
 
 
 def _build(bundle: Bundle, head: nn.Module | Callable[[int], nn.Module] | None, parameters: str) -> _Draft:
-    from bundles.builders.head import ENCODER, attach_head, make_head
+    from bundles.builders.head import ENCODER, attach_head, fits_slot, make_head
     from bundles.builders.table import build
-    from bundles.freezing.derive import layer_groups
 
-    made = None if head is None else make_head(bundle, head)
-    model = build(bundle, parameters=parameters)
-    rules, prefix, slot = bundle.rules, "", ""
-    if made is not None:
-        slot, prefix = (f"{bundle.head_slot}.", "") if bundle.head_slot else ("head.", ENCODER)
-        model = attach_head(model, bundle.head_slot, made)
-        rules = _rules_with_head(rules, prefix) if prefix and rules else rules
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    groups = match_layers(rules, names) if rules else layer_groups(model)
-    fresh = tuple(name for name in model.state_dict() if slot and name.startswith(slot))
-    return _Draft(model, rules, groups, prefix, fresh)
+    if head is None:
+        return _draft(build(bundle, parameters=parameters), bundle.rules, bundle.prefix)
+    made = make_head(bundle, head)
+    own = bundle.prefix + bundle.head_slot if bundle.head_slot else None
+    if not fits_slot(made):
+        bundle = _headless(bundle)
+    slot = own if bundle.head_slot else None
+    model = attach_head(build(bundle, parameters=parameters), slot, made)
+    if slot:
+        return _draft(model, bundle.rules, bundle.prefix, fresh=slot, replaced=slot)
+    rules = _rules_with_head(prefixed_rules(bundle.rules, ENCODER), model)
+    return _draft(model, rules, ENCODER + bundle.prefix, fresh="head", replaced=own and ENCODER + own)
 
 
-def _rules_with_head(rules: tuple[LayerRule, ...], prefix: str) -> tuple[LayerRule, ...]:
+def _headless(bundle: Bundle) -> Bundle:
+    """The bundle whose model ends in its features, for a head that its slot could not feed."""
+    architecture = without_end(bundle.builder, bundle.architecture)
+    if architecture == bundle.architecture:
+        return bundle
+    kinds = [rule.kind for rule in parse_rules(bundle.layers)]
+    layers = {
+        name: entry
+        for (name, entry), kind in zip(bundle.layers.items(), kinds, strict=True)
+        if kind != "head"
+    }
+    return replace(bundle, architecture=architecture, layers=layers, head_slot=None)
+
+
+def _rules_with_head(rules: tuple[LayerRule, ...], model: nn.Module) -> tuple[LayerRule, ...]:
     """The rules of an ``EncoderWithHead``; an encoder may have a head of its own that is no slot."""
-    name = "new_head" if any(rule.name == "head" for rule in rules) else "head"
-    return (*prefixed_rules(rules, prefix), LayerRule(name, "head", ("head",)))
+    names = [name for name, _ in model.named_modules()]
+    names += [name for name, _ in model.named_parameters()]
+    live = tuple(rule for rule in rules if len(idle_patterns([rule], names)) < len(rule.match))
+    name = "new_head" if any(rule.name == "head" for rule in live) else "head"
+    return (*live, LayerRule(name, "head", ("head",))) if rules else ()
+
+
+def _draft(
+    model: nn.Module,
+    rules: tuple[LayerRule, ...],
+    prefix: str,
+    *,
+    fresh: str = "",
+    replaced: str | None = None,
+) -> _Draft:
+    new = tuple(name for name in model.state_dict() if name.startswith(f"{fresh}.")) if fresh else ()
+    return _Draft(model, rules, prefix, new, f"{replaced}." if replaced else "")
 
 
 def _plan(draft: _Draft, request: tuple[FreezePolicy, FreezeMode], pretrained: bool) -> FreezePlan:
@@ -225,30 +312,27 @@ def _plan(draft: _Draft, request: tuple[FreezePolicy, FreezeMode], pretrained: b
 
     table = describe(draft.model)
     loaded = [row.name for row in table.parameters if pretrained and row.name not in draft.fresh]
-    return resolve(*request, table, draft.groups, loaded)
+    return resolve(*request, table, draft.groups(), loaded)
 
 
-def _load(draft: _Draft, bundle: Bundle, owned: tuple[str, ...]) -> None:
+def _load(draft: _Draft, bundle: Bundle, owned: tuple[str, ...], progress: bool) -> None:
+    from bundles.builders.keys import translate
     from bundles.builders.load import assign
     from bundles.builders.tensors import read_tensors
 
     if bundle.weights is None:
         raise BuildError(f"The bundle {bundle.name} has no weights: pass pretrained=False.")
-    tensors = read_tensors(_fetch(bundle.weights))
+    tensors = read_tensors(fetch_weights(bundle.weights, progress=progress))
+    tensors = translate(tensors, bundle.keys, bundle.weights.uri)
     own = {draft.prefix + name: tensor for name, tensor in tensors.items()}
-    wanted = {name: tensor for name, tensor in own.items() if not _in_slot(name, draft, bundle)}
+    wanted = {n: t for n, t in own.items() if not draft.replaced or not n.startswith(draft.replaced)}
     assign(draft.model, wanted, bundle.weights.uri, owned=owned, fresh=draft.fresh)
-
-
-def _in_slot(name: str, draft: _Draft, bundle: Bundle) -> bool:
-    """Whether a tensor of the file belongs to the head that was replaced."""
-    return bool(draft.fresh and bundle.head_slot and name.startswith(f"{bundle.head_slot}."))
 
 
 def _finish(
     draft: _Draft,
-    plan: FreezePlan,
-    request: tuple[FreezePolicy, FreezeMode],
+    plan: FreezePlan | None,
+    pretrained: bool,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
@@ -256,49 +340,54 @@ def _finish(
     from bundles.freezing.derive import carry_rules
     from bundles.spec.provenance import provenance
 
+    model = draft.model
     try:
-        model = draft.model.to(device=device, dtype=dtype)
+        if device is not None or dtype is not None:
+            model = model.to(device=device, dtype=dtype)
     except (TypeError, RuntimeError) as error:
         raise BuildError(
             f"The model cannot go to device={device!r}, dtype={dtype!r} ({str(error).splitlines()[0][:99]}): "
             f"give a device as 'cpu' or 'cuda:0', a dtype as torch.float16."
         ) from error
-    known = provenance(model)
-    mark(model, {name: None for name in model.state_dict() if name not in known})
+    unloaded = draft.fresh if pretrained else tuple(model.state_dict())
+    known = provenance(model) if unloaded else {}
+    mark(model, {name: None for name in unloaded if name not in known})
     model.register_load_state_dict_post_hook(forget)  # type: ignore[no-untyped-call]
     if draft.rules:
         carry_rules(model, draft.rules)
-    if request[0] != Nothing():
+    if plan is not None:
         put(model, plan)
     return model
 
 
-def _fetch(source: WeightSource) -> Path:
+def fetch_weights(source: WeightSource, *, progress: bool = True) -> Path:
     """Return the verified weights as safetensors; pickled checkpoints are converted once."""
-    from bundles.builders.pickles import CONVERTER, convert_pickle, is_pickle_name
+    from bundles.builders.pickles import convert_pickle
     from bundles.sources.converted import converted
     from bundles.sources.fetch import fetch
 
-    path = fetch(source)
+    path = fetch(source, progress=progress)
     return converted(path, CONVERTER, convert_pickle) if is_pickle_name(source.address) else path
 
 
-def _weights_of(bundle_or_file: Bundle | WeightSource | str | os.PathLike[str]) -> WeightSource:
+def _weights_of(
+    bundle_or_file: Bundle | WeightSource | str | os.PathLike[str],
+) -> tuple[WeightSource, KeyMap]:
     if isinstance(bundle_or_file, WeightSource):
-        return bundle_or_file
+        return bundle_or_file, KeyMap()
     if isinstance(bundle_or_file, str) and re.match(r"[a-z]{2,}:", bundle_or_file):
-        return WeightSource(bundle_or_file)  # an address; one letter and a colon is a drive
+        return WeightSource(bundle_or_file), KeyMap()  # an address; one letter and a colon is a drive
     if isinstance(bundle_or_file, str) and not _looks_like_file(bundle_or_file):
         bundle_or_file = get_bundle(bundle_or_file)
     if isinstance(bundle_or_file, Bundle):
         if bundle_or_file.weights is None:
             raise BuildError(f"The bundle {bundle_or_file.name} has no weights to load.")
-        return bundle_or_file.weights
+        return bundle_or_file.weights, bundle_or_file.keys
     if not isinstance(bundle_or_file, str | os.PathLike):
         raise WeightsFileError(
             f"A {type(bundle_or_file).__name__} is no weight source: give a bundle, its name, or a path."
         )
-    return WeightSource(f"file:{os.fspath(bundle_or_file)}")
+    return WeightSource(f"file:{os.fspath(bundle_or_file)}"), KeyMap()
 
 
 def _looks_like_file(text: str) -> bool:

@@ -8,7 +8,7 @@
                       SourceNotFoundError(FileNotFoundError)  SourceAccessError(PermissionError)
       WeightsError    WeightsFileError(ValueError)  UnsafeWeightsError(ValueError)
                       StateDictMismatchError(ValueError)
-      BuildError      MissingDependencyError(ImportError)
+      BuildError      MissingDependencyError(ImportError)  BuildArgumentError(TypeError)
       FreezeError     NothingSelectedError(ValueError)  InexpressibleModeError(ValueError)
                       FrozenDriftError(RuntimeError)  FreezeArgumentError(ValueError)
                       HeadError(ValueError)  NotDeterministicError(ValueError)
@@ -130,6 +130,10 @@ class BuildError(BundlesError):
     """The module cannot be constructed."""
 
 
+class BuildArgumentError(BuildError, TypeError):
+    """An argument of ``get_model`` is not known to this bundle's builder, or has a value that is not."""
+
+
 class MissingDependencyError(BuildError, ImportError):
     """A package is absent or cannot be imported; the message holds the line to type."""
 
@@ -145,9 +149,13 @@ class NothingSelectedError(FreezeError, ValueError):
 
 
 class InexpressibleModeError(FreezeError, ValueError):
-    """The mode asks one module for two behaviours that hang on one flag."""
+    """The mode asks for a behaviour that the model cannot show.
+
+    One flag of ``modules`` would need two values, or ``groups`` draw random numbers whatever the flag.
+    """
 
     modules: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 class FrozenDriftError(FreezeError, RuntimeError):

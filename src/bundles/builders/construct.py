@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,15 +13,48 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-_FILLERS = frozenset(
-    getattr(torch.Tensor, name)
-    for name in (
-        *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_"),
-        "erfinv_",  # how trunc_normal_ goes on after uniform_
-    )
-) | frozenset(
-    (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
-)  # fmt: skip
+
+def _yes(*_: Any) -> bool:
+    return True
+
+
+def _itself(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return tensor
+
+
+def _std(weight: torch.Tensor, *dims: Any, **named: Any) -> torch.Tensor:
+    return weight.std(*dims, **named) if dims or named else weight.new_ones(())
+
+
+def _norm(weight: torch.Tensor, pow: int, dim: int) -> torch.Tensor:
+    shape = () if dim == -1 else [size if axis == dim else 1 for axis, size in enumerate(weight.shape)]
+    return weight.new_empty(shape)
+
+
+def _weight(weight: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def _methods(*names: str) -> frozenset[Any]:
+    return frozenset(getattr(torch.Tensor, name) for name in names)
+
+
+_DRAWS = _methods(
+    *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_")
+) | frozenset((nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_))
+_VIEWS = frozenset((torch.Tensor.data.__get__, torch.Tensor.detach))  # type: ignore[attr-defined]
+_IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]  # trunc_normal_ asks before it draws
+
+# What is done, to a parameter that was not filled, instead of what is asked. Any of these would touch all
+# of its memory, and its values would mean nothing: it is to be loaded.
+_STAND_INS: dict[Any, Callable[..., torch.Tensor]] = {
+    **dict.fromkeys(_methods("mul_", "div_", "add_", "sub_", "clamp_", "erfinv_"), _itself),
+    **dict.fromkeys(_methods("__imul__", "__itruediv__", "__iadd__", "__isub__"), _itself),
+    torch.Tensor.std: _std,  # by which HDemucs rescales all its weights
+    torch.norm_except_dim: _norm,  # weight norm; on the meta device it would import sympy, too
+    torch._weight_norm: _weight,
+    torch.Tensor.clone: _weight,  # by which deepcopy makes layers of one
+}
 
 
 class _SkipInit(TorchFunctionMode):
@@ -31,19 +65,59 @@ class _SkipInit(TorchFunctionMode):
     never touched costs nothing, and neither does the random generator.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        # By address, since parameters are handed on as .data or wrapped anew; kept, so that it stays theirs.
+        self._parameters: dict[int, torch.Tensor] = {}
+        self._unfilled: dict[int, torch.Tensor] = {}
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        target = args[0] if args else (kwargs or {}).get("tensor")
-        if func in _FILLERS and isinstance(target, nn.Parameter):
-            return target
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        kind = _kind(func)
+        if kind is None:
+            return func(*args, **kwargs)
+        target = args[0] if args else kwargs.get("tensor")
+        stand_in = self._stand_in(kind, func, target) if isinstance(target, torch.Tensor) else None
+        return (stand_in or func)(*args, **kwargs)
+
+    def _stand_in(self, kind: str, func: Any, target: torch.Tensor) -> Callable[..., Any] | None:
+        """Return what to do to a tensor instead of calling a function on it, or ``None``."""
+        place, is_parameter = target.data_ptr(), isinstance(target, nn.Parameter)
+        if kind == "asks":
+            return _yes if is_parameter else None
+        if kind == "views" and is_parameter:
+            self._parameters[place] = target
+        elif kind == "draws" and (is_parameter or place in self._parameters):
+            self._unfilled[place] = target
+            return _itself
+        elif kind == "computes" and (place in self._unfilled or target.is_meta):
+            return _STAND_INS[func]
+        elif kind == "writes":
+            self._unfilled.pop(place, None)
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _kind(func: Any) -> str | None:
+    """Return what a function does that matters here; for most it is nothing."""
+    name = getattr(func, "__name__", "")
+    if func == _IS_META:
+        return "asks"
+    if func in _VIEWS:
+        return "views"
+    if func in _DRAWS:
+        return "draws"
+    if func in _STAND_INS:
+        return "computes"
+    return "writes" if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else None
 
 
 def without_init(make: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that ``make`` constructs, its parameters allocated and not initialised.
 
-    What random numbers are drawn all the same, say through ``.data``, are given back.
+    What random numbers are drawn all the same are given back.
     """
     with torch.random.fork_rng(devices=[]), _SkipInit():
         return make()
@@ -61,7 +135,7 @@ def _meta_parameters() -> Iterator[None]:
     made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by id, and kept alive so that ids last
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+        if parameter is None or threading.get_ident() != thread or parameter.device.type == "meta":
             return None
         if id(parameter) not in made:  # one that is registered twice stays one
             ghost = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)

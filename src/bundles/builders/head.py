@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from bundles.errors import HeadError
+from bundles.heads.protocol import takes_lengths, uses_layers
 from bundles.spec.bundle import Bundle
 
 Head = nn.Module | Callable[[int], nn.Module]
@@ -17,9 +18,21 @@ ENCODER = "encoder."
 class EncoderWithHead(nn.Module):
     """A model without a head slot, followed by a head.
 
-    ``forward(*args, **kwargs)`` calls ``encoder`` with everything it is given and ``head`` with the
-    features that come out, shape ``[..., num_features]``. Where the encoder returns a tuple its first
-    entry is taken as the features, and the others are returned behind the head's output.
+    ``forward(*args, **kwargs)`` calls ``encoder`` with everything it is given, and ``head`` with what
+    comes out. An encoder that returns a tuple has the features first, of shape ``[..., num_features]``,
+    and, if it knows of padding, the number of valid frames of each item second, as torchaudio's do.
+
+    - By default the result is ``head(features)``; where the encoder returns a tuple, its other entries
+      follow: ``(head(features), *rest)``.
+    - A head whose ``forward`` has a parameter ``lengths`` is called as ``head(features, lengths=lengths)``,
+      and its result is the model's.
+    - A head with the attribute ``uses_layers = True`` takes the list of all layers' outputs as features,
+      for which ``encoder.extract_features`` is called in the place of ``encoder``.
+
+    What a head takes is looked up once; for another head make another ``EncoderWithHead``.
+
+    Raises:
+        HeadError: the head uses layers and the encoder does not give them, or has another number of them.
 
     >>> import torch
     >>> EncoderWithHead(nn.Linear(4, 8), nn.Linear(8, 2))(torch.zeros(3, 4)).shape
@@ -28,15 +41,32 @@ class EncoderWithHead(nn.Module):
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
+        self._takes_lengths = takes_lengths(head)
+        self._uses_layers = uses_layers(head)
+        if self._uses_layers:
+            _check_layers(encoder, head)
         self.encoder = encoder
         self.head = head
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return ``head(features)``, or ``(head(features), *rest)``."""
-        features = self.encoder(*args, **kwargs)
-        if isinstance(features, tuple):
-            return (self.head(features[0]), *features[1:])
-        return self.head(features)
+        """Return the head's output, followed by what the encoder returns if the head leaves that."""
+        encode: Any = self.encoder.extract_features if self._uses_layers else self.encoder
+        encoded = encode(*args, **kwargs)
+        features, *rest = encoded if isinstance(encoded, tuple) else (encoded,)
+        if self._takes_lengths:
+            return self.head(features, lengths=rest[0] if rest else None)
+        out = self.head(features)
+        return (out, *rest) if isinstance(encoded, tuple) else out
+
+
+def fits_slot(head: nn.Module) -> bool:
+    """Whether the head can sit in an architecture's own slot, which is called with the features alone.
+
+    >>> from bundles.heads import CTCHead, MeanPoolClassifier
+    >>> fits_slot(CTCHead(768, 29)), fits_slot(MeanPoolClassifier(768, 10))
+    (True, False)
+    """
+    return not (takes_lengths(head) or uses_layers(head))
 
 
 def make_head(bundle: Bundle, head: Head) -> nn.Module:
@@ -45,19 +75,45 @@ def make_head(bundle: Bundle, head: Head) -> nn.Module:
     Raises:
         HeadError: the size is unknown, differs from that of the head, or nothing of use is given.
     """
-    size = bundle.num_features
-    if isinstance(head, nn.Module):
-        wanted = getattr(head, "in_features", size)
-        if size is not None and wanted != size:
-            raise HeadError(
-                f"The head takes {wanted} features and {bundle.name} gives {size}: make it with "
-                f"in_features={size}, or pass head=lambda features: ..."
-            )
-        return head.requires_grad_(True)
+    made = head if isinstance(head, nn.Module) else _call(bundle, head)
+    wanted = getattr(made, "in_features", bundle.num_features)
+    if bundle.num_features is not None and wanted != bundle.num_features:
+        raise HeadError(
+            f"The head takes {wanted} features and {bundle.name} gives {bundle.num_features}: make it with "
+            f"in_features={bundle.num_features}, or pass head=lambda features: ..."
+        )
+    return made.requires_grad_(True)
+
+
+def attach_head(model: nn.Module, slot: str | None, head: nn.Module) -> nn.Module:
+    """Return the model with the head in its slot, or an :class:`EncoderWithHead` where it has none.
+
+    Raises:
+        HeadError: the model has no module at the slot, or one and the other do not fit.
+    """
+    if slot is None:
+        return EncoderWithHead(model, head)
+    if not fits_slot(head):
+        raise HeadError(
+            f"A {type(head).__name__} takes lengths or layers and the slot {slot!r} gives only features: "
+            f"pass another head, as bundles.heads.CTCHead."
+        )
+    owner, _, local = slot.rpartition(".")
+    try:
+        model.get_submodule(slot)
+    except AttributeError as error:
+        raise HeadError(f"The model has no module {slot!r} for a head to replace.") from error
+    setattr(model.get_submodule(owner), local, head)
+    return model
+
+
+def _call(bundle: Bundle, head: Callable[[int], nn.Module]) -> nn.Module:
+    """Return the module that a callable makes for the size of the bundle's features."""
     if not callable(head):
         raise HeadError(
             f"head={head!r} is neither a module nor a callable: pass head=lambda n: nn.Linear(n, 10)."
         )
+    size = bundle.num_features
     if size is None:
         raise HeadError(
             f"{bundle.name} does not say how many features it gives, so a callable cannot be asked for a "
@@ -72,21 +128,30 @@ def make_head(bundle: Bundle, head: Head) -> nn.Module:
         ) from error
     if not isinstance(made, nn.Module):
         raise HeadError(f"The callable head returned a {type(made).__name__}: it must return an nn.Module.")
-    return made.requires_grad_(True)
+    return made
 
 
-def attach_head(model: nn.Module, slot: str | None, head: nn.Module) -> nn.Module:
-    """Return the model with the head in its slot, or an :class:`EncoderWithHead` where it has none.
+def _check_layers(encoder: nn.Module, head: nn.Module) -> None:
+    """Raise where a head that uses layers cannot work with the encoder."""
+    if not callable(getattr(encoder, "extract_features", None)):
+        raise HeadError(
+            f"A {type(head).__name__} takes the outputs of all layers and {type(encoder).__name__} has no "
+            f"extract_features that gives them: pass a head that takes the last features."
+        )
+    found = _num_layers(encoder)
+    wanted = getattr(head, "num_layers", found)
+    if found is not None and wanted != found:
+        raise HeadError(
+            f"The {type(head).__name__} takes {wanted} layers and the encoder has {found}: make it with "
+            f"num_layers={found}."
+        )
 
-    Raises:
-        HeadError: the model has no module at the slot.
-    """
-    if slot is None:
-        return EncoderWithHead(model, head)
-    owner, _, local = slot.rpartition(".")
-    try:
-        model.get_submodule(slot)
-    except AttributeError as error:
-        raise HeadError(f"The model has no module {slot!r} for a head to replace.") from error
-    setattr(model.get_submodule(owner), local, head)
-    return model
+
+def _num_layers(encoder: nn.Module) -> int | None:
+    """Return the number of layers of the one transformer in a torchaudio encoder; ``None`` elsewhere."""
+    found = [
+        len(module)
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and name.endswith("transformer.layers")
+    ]
+    return found[0] if len(found) == 1 else None

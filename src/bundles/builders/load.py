@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from bundles.builders.match import aliases, listed, mismatch_error, mismatches, ties, torn
+from bundles.builders.walk import left_on_meta, state_of, takes_data
 from bundles.errors import StateDictMismatchError
 from bundles.spec.provenance import mark, provenance
-
-_SHOWN = 12  # names in a message; programs find all of them in the attributes
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class LoadReport:
             f"{len(self.loaded)} tensors loaded from {self.source}, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected"
         )
-        missing = f"; missing in the file: {_listed(self.missing)}" if self.missing else ""
-        unexpected = f"; left in the file: {_listed(self.unexpected)}" if self.unexpected else ""
+        missing = f"; missing in the file: {listed(self.missing)}" if self.missing else ""
+        unexpected = f"; left in the file: {listed(self.unexpected)}" if self.unexpected else ""
         return counts + missing + unexpected
 
 
@@ -61,27 +61,42 @@ def assign(
         StateDictMismatchError: names or shapes differ, or something would be left on the meta device;
             the model is not changed in the first case.
     """
-    state = {name: value for name, value in _state(model).items() if name not in fresh}
-    ties = _ties(state)
-    tensors = {**{name: tensors[other] for name, other in _aliases(ties, tensors)}, **tensors}
-    mismatched = [*_mismatches(state, tensors), *_torn(ties, tensors)]
-    if mismatched:
-        raise mismatch_error(source, _less(state, tensors), _less(tensors, state), mismatched)
+    state = {name: value for name, value in state_of(model).items() if name not in fresh}
+    tied = ties(state)
+    tensors = {**{name: tensors[other] for name, other in aliases(tied, tensors)}, **tensors}
+    if wrong := [*mismatches(state, tensors), *torn(tied, tensors)]:
+        raise mismatch_error(source, _less(state, tensors), _less(tensors, state), wrong)
     ready = {name: _fitted(tensor, state.get(name), name in owned) for name, tensor in tensors.items()}
-    # torch's own load, because modules may rename keys of older files or fill in what those lacked.
+    if ready.keys() == state.keys() and takes_data(model, state.values()):
+        for name in reversed(state):  # the first name of a tie last
+            state[name].data = ready[
+                name
+            ]  # the parameter stays itself, for its ties and whoever else holds it
+    else:
+        _load_as_torch_does(model, state, ready, tied, source)
+    if left := sorted(left_on_meta(model)):
+        raise mismatch_error(source, [], [], [], left)
+    mark(model, dict.fromkeys(state, source))
+    return LoadReport(source, tuple(state), (), ())
+
+
+def _load_as_torch_does(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    ready: Mapping[str, torch.Tensor],
+    tied: list[list[str]],
+    source: str,
+) -> None:
+    """Load through the modules' own code, which may rename older keys or fill in what old files lacked."""
     found = model.load_state_dict(ready, strict=False, assign=True)
     missing = [name for name in found.missing_keys if name in state]
     if missing or found.unexpected_keys:
         for name, old in state.items():
             _set(model, name, old)
         raise mismatch_error(source, sorted(missing), sorted(found.unexpected_keys), [])
-    for first, *others in ties:
+    for first, *others in tied:
         for name in others:
             _set(model, name, _get(model, first))
-    if left := sorted(_left_on_meta(model)):
-        raise mismatch_error(source, [], [], [], left)
-    mark(model, dict.fromkeys(state, source))
-    return LoadReport(source, tuple(state), (), ())
 
 
 @dataclass(frozen=True)
@@ -120,14 +135,14 @@ def fit(
     prefix, source_prefix = _dotted(prefix), _dotted(source_prefix)
     _check_prefix("model", "prefix", prefix, model.state_dict())
     _check_prefix("file", "source_prefix", source_prefix, tensors)
-    state = {name: tensor for name, tensor in _state(model).items() if name.startswith(prefix)}
+    state = {name: tensor for name, tensor in state_of(model).items() if name.startswith(prefix)}
     named = {prefix + n.removeprefix(source_prefix): n for n in tensors if n.startswith(source_prefix)}
     offered = {name: tensors[original] for name, original in named.items()}
-    offered = {**{name: offered[other] for name, other in _aliases(_ties(state), offered)}, **offered}
+    offered = {**{name: offered[other] for name, other in aliases(ties(state), offered)}, **offered}
     fitting = {name: offered[name] for name in state if name in offered}
     missing = tuple(name for name in state if name not in offered)
     unexpected = tuple(original for name, original in named.items() if name not in state)
-    mismatched = [*_mismatches(state, fitting), *_torn(_ties(state), fitting)]
+    mismatched = [*mismatches(state, fitting), *torn(ties(state), fitting)]
     empty = [name for name in fitting if state[name].is_meta]
     if mismatched or empty or not fitting:
         raise mismatch_error(source, missing, unexpected, mismatched, empty)
@@ -138,13 +153,13 @@ def _check_prefix(what: str, argument: str, prefix: str, names: Collection[str])
     if not any(name.startswith(prefix) for name in names):
         parts = dict.fromkeys(name.partition(".")[0] for name in names)
         raise StateDictMismatchError(
-            f"The {what} has no part {argument}={prefix!r}: its parts are {_listed(parts)}."
+            f"The {what} has no part {argument}={prefix!r}: its parts are {listed(parts)}."
         )
 
 
 def copy_into(model: nn.Module, fitted: Fit) -> None:
     """Copy what fits over the model's own tensors, in place: optimizers keep what they hold."""
-    state, report = _state(model), fitted.report
+    state, report = state_of(model), fitted.report
     with torch.no_grad():
         for name, tensor in fitted.tensors.items():
             state[name].copy_(tensor)
@@ -153,85 +168,19 @@ def copy_into(model: nn.Module, fitted: Fit) -> None:
     mark(model, {**fresh, **dict.fromkeys(report.loaded, report.source)})
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of the state dict, without modules' extra state."""
-    state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
-
-
 def _dotted(prefix: str) -> str:
     """Return a prefix that ends in a dot, or is empty."""
     return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-
-
-def mismatch_error(
-    source: str,
-    missing: Collection[str],
-    unexpected: Collection[str],
-    mismatched: Collection[str],
-    empty: Collection[str] = (),
-) -> StateDictMismatchError:
-    """Return the error that lists every difference between a file and a model."""
-    parts = [
-        f"{what} {_listed(names)}"
-        for what, names in (
-            ("missing in the file:", missing),
-            ("unexpected in the file:", unexpected),
-            ("of another shape or type:", mismatched),
-            ("left without values, on the meta device:", empty),
-        )
-        if names
-    ]
-    return StateDictMismatchError(
-        f"The weights of {source} do not fit the model; {'; '.join(parts) or 'no name is in both'}.",
-        missing=(*missing, *empty),
-        unexpected=tuple(unexpected),
-        mismatched=tuple(mismatched),
-    )
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = list(names)[:_SHOWN]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _mismatches(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    for name in (name for name in state if name in tensors):
-        ours, theirs = state[name], tensors[name]
-        if ours.shape != theirs.shape:
-            yield f"{name} (model {tuple(ours.shape)}, file {tuple(theirs.shape)})"
-        elif ours.is_floating_point() != theirs.is_floating_point():
-            yield f"{name} (model {ours.dtype}, file {theirs.dtype})"
-
-
-def _ties(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Groups of names that are one tensor."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        names.setdefault(id(tensor), []).append(name)
-    return [group for group in names.values() if len(group) > 1]
-
-
-def _aliases(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str]]:
-    """Tied names that the file leaves out, each with the name under which it has the tensor."""
-    for group in ties:
-        if known := next((name for name in group if name in tensors), None):
-            yield from ((name, known) for name in group)
-
-
-def _torn(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    for first, *others in ties:
-        for name in others:
-            if {first, name} <= tensors.keys() and not torch.equal(tensors[first], tensors[name]):
-                yield f"{name} (tied to {first} in the model, different in the file)"
 
 
 def _fitted(tensor: torch.Tensor, old: torch.Tensor | None, copy: bool) -> torch.Tensor:
     """The tensor as the model wants it: a file in float16 must not turn a float32 model into float16."""
     if old is None:
         return tensor
-    return tensor.to(device=None if old.is_meta else old.device, dtype=old.dtype, copy=copy)
+    device = tensor.device if old.is_meta else old.device
+    if copy or tensor.dtype != old.dtype or tensor.device != device:
+        return tensor.to(device=device, dtype=old.dtype, copy=copy)
+    return tensor
 
 
 def _less(names: Collection[str], others: Collection[str]) -> list[str]:
@@ -247,12 +196,3 @@ def _get(model: nn.Module, name: str) -> torch.Tensor:
 def _set(model: nn.Module, name: str, value: torch.Tensor) -> None:
     owner, _, local = name.rpartition(".")
     setattr(model.get_submodule(owner), local, value)
-
-
-def _left_on_meta(model: nn.Module) -> Iterator[str]:
-    """Names of tensors without values, buffers that are not saved and plain attributes among them."""
-    for prefix, module in model.named_modules():
-        own = {**module._parameters, **module._buffers, **module.__dict__}
-        for local, value in own.items():
-            if isinstance(value, torch.Tensor) and value.is_meta:
-                yield f"{prefix}.{local}" if prefix else local

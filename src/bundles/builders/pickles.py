@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors.torch import save
 
+from bundles.builders.layout import is_storable, write_tensors
+from bundles.builders.tensors import is_writable
 from bundles.errors import UnsafeWeightsError, WeightsFileError
 from bundles.spec.sniff import describe_file
-
-CONVERTER = 1  # part of the converted file's name: raise it when the output changes
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-
-
-def is_pickle_name(name: str) -> bool:
-    """Whether a file is, by its name, a checkpoint written by ``torch.save``."""
-    return name.endswith(_SUFFIXES)
 
 
 def convert_pickle(path: Path, file: BinaryIO) -> None:
@@ -37,15 +30,12 @@ def convert_pickle(path: Path, file: BinaryIO) -> None:
             f"The checkpoint {path} does not hold a flat dict of named tensors, but {_shape(state)}: "
             f"{_advice(path, state)}."
         )
-    # Contiguous copies: tied tensors share storage, which safetensors does not take. Sorted, so
-    # that the same checkpoint gives the same bytes.
-    if odd := [name for name, tensor in state.items() if not _is_storable(tensor)]:
+    if odd := [name for name, tensor in state.items() if not is_storable(tensor)]:
         raise WeightsFileError(
             f"The checkpoint {path} holds tensors of a kind that safetensors has not (sparse, quantised, "
             f"without values, or of double complex numbers): {', '.join(odd)}; save them as dense ones."
         )
-    tensors = {name: state[name].detach().clone().contiguous() for name in sorted(state)}
-    file.write(save(tensors))
+    write_tensors(state, file)
 
 
 def _load(path: Path) -> object:
@@ -53,7 +43,9 @@ def _load(path: Path) -> object:
     if not kind.startswith(("a zip", "a pickle")):
         raise WeightsFileError(f"The file {path} is {kind}; a checkpoint written by torch.save is needed.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped where nobody may cut the file short meanwhile, so that it is never in memory twice.
+        is_mapped = kind.startswith("a zip") and not is_writable(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
         raise UnsafeWeightsError(
             f"The checkpoint {path} holds more than tensors, and reading it could run code "
@@ -67,11 +59,6 @@ def _load(path: Path) -> object:
         raise WeightsFileError(
             f"The checkpoint {path} is damaged or truncated ({_first_line(error)}): get it again."
         ) from error
-
-
-def _is_storable(tensor: torch.Tensor) -> bool:
-    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-    return dense and tensor.dtype != torch.complex128
 
 
 def _is_entry(item: tuple[object, object]) -> bool:

@@ -11,7 +11,7 @@ _TORCHAUDIO = 'pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 # "reinstall", because a build for the wrong processor satisfies the version all the same
 _WITH_CUDA = 'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 _CPU_ONLY = 'uv pip install --reinstall --torch-backend=cpu "torch>=2.11,<2.15" "torchaudio==2.11.*"'
-_EXTRAS = {"torchcrepe": "torchcrepe"}
+_EXTRAS = {"dp": "phonemizer", "sentencepiece": "sentencepiece", "torchcrepe": "torchcrepe"}
 
 
 def require(name: str) -> ModuleType:
@@ -28,11 +28,11 @@ def require(name: str) -> ModuleType:
 
 
 def _explain(name: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "torchaudio":
+        return f"it needs torchaudio, which is not installed; type `{_TORCHAUDIO}`."
     if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
         what = f"'pretrained-bundles[{_EXTRAS[name]}]'" if name in _EXTRAS else name
         return f"it is not installed; type `pip install {what}`."
-    if isinstance(error, ModuleNotFoundError) and error.name == "torchaudio":
-        return f"it needs torchaudio, which is not installed; type `{_TORCHAUDIO}`."
     if _concerns_torchaudio(error):
         return _explain_torchaudio(error)
     return f"{type(error).__name__}: {error}; reinstall it with `pip install --force-reinstall {name}`."

@@ -12,7 +12,17 @@ from bundles.errors import BuildError
 from bundles.spec.bundle import Bundle
 
 # key -> "module:function", imported at first use; the keys are those of spec.architectures.
+_TORCHAUDIO = "bundles.builders.torchaudio"
 BUILDERS: dict[str, str] = {
+    "torchaudio_conv_tasnet": f"{_TORCHAUDIO}.models:conv_tasnet",
+    "torchaudio_emformer_rnnt": f"{_TORCHAUDIO}.models:emformer_rnnt",
+    "torchaudio_hdemucs": f"{_TORCHAUDIO}.models:hdemucs",
+    "torchaudio_squim_objective": f"{_TORCHAUDIO}.models:squim_objective",
+    "torchaudio_squim_subjective": f"{_TORCHAUDIO}.models:squim_subjective",
+    "torchaudio_tacotron2": f"{_TORCHAUDIO}.models:tacotron2",
+    "torchaudio_wav2vec2": f"{_TORCHAUDIO}.speech:wav2vec2",
+    "torchaudio_wavernn": f"{_TORCHAUDIO}.models:wavernn",
+    "torchaudio_wavlm": f"{_TORCHAUDIO}.speech:wavlm",
     "torchcrepe": "bundles.builders.torchcrepe:build",
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from bundles.builders.mapped import map_tensors
 from bundles.errors import WeightsFileError
 from bundles.spec.sniff import describe_file, is_safetensors
 
@@ -15,7 +16,7 @@ _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of a safetensors file.
+    """Return every tensor of a safetensors file, in order of names.
 
     A file that nobody may write, as those in the cache, is mapped and not copied: pages are read when
     they are used, and shared between processes. Any other is copied, because a map would follow the
@@ -28,11 +29,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsFileError(
             f"The weight file {path} is {describe_file(path)}; a safetensors file is needed."
         )
+    tensors = None if is_writable(path) else map_tensors(path)
+    return _read(path, copy=is_writable(path)) if tensors is None else tensors
+
+
+def is_writable(path: Path) -> bool:
+    """Whether anybody may write to a file, so that a map of it cannot be relied on."""
+    return bool(path.stat().st_mode & _WRITABLE)
+
+
+def _read(path: Path, *, copy: bool) -> dict[str, torch.Tensor]:
+    """Read with the official library, which is the judge of what is unusual."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            is_stable = not path.stat().st_mode & _WRITABLE
-            return tensors if is_stable else {name: tensor.clone() for name, tensor in tensors.items()}
+            return {name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors
     except (SafetensorError, KeyError, AttributeError, ValueError) as error:
         raise WeightsFileError(
             f"The safetensors file {path} is damaged, truncated or holds a type that torch "

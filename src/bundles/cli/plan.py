@@ -52,9 +52,15 @@ def _row(plan: FreezePlan, group: str, share: float) -> tuple[str, ...]:
         f"{total:,}",
         f"{trainable:,}",
         "frozen" if not trainable else "trainable" if trainable == total else "mixed",
-        _held(plan, group),
+        _held(plan, group) + _always(plan, group),
         f"{share:.1%}",
     )
+
+
+def _always(plan: FreezePlan, name: str) -> str:
+    """A remark on a group that no mode can make deterministic."""
+    always = next((group.always for group in plan.groups if group.name == name), None)
+    return f" (always {always})" if always else ""
 
 
 def _held(plan: FreezePlan, group: str) -> str:

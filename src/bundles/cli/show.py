@@ -9,6 +9,7 @@ import click
 
 from bundles.cli.output import print_table
 from bundles.registry.default import get_bundle
+from bundles.spec.companions import COMPANIONS
 from bundles.spec.values import plain_value
 
 
@@ -31,6 +32,7 @@ def facts(name: str) -> dict[str, Any]:
     return {
         "name": bundle.name,
         **plain_value(bundle.metadata),
+        "companions": list(COMPANIONS.get(bundle.metadata.get("companions", ""), ())) or None,
         "builder": bundle.builder if isinstance(bundle.builder, str) else repr(bundle.builder),
         "architecture": plain_value(bundle.architecture),
         "weights": weights.uri if weights else None,

@@ -32,6 +32,7 @@ _REQUESTED = "_bundles_requested"
 _BEFORE = "_bundles_requires_grad"
 _FORWARD = "_bundles_forward"
 _TRAIN = "_bundles_train"
+_CUT = ("forward", "extract_features")  # the ways into a module; the second is a speech encoder's
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,9 @@ def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
         "train": functools.wraps(base.train)(train),
     }
     if cut:
-        members["forward"] = _cut_forward(base.forward)
+        members |= {
+            name: _cut_method(getattr(base, name)) for name in _CUT if callable(getattr(base, name, None))
+        }
     made: type[nn.Module] = type(base)(base.__name__, (base,), members)  # type: ignore[misc]
     return made
 
@@ -191,16 +194,16 @@ def _rebuild(make: Callable[..., nn.Module], args: tuple[Any, ...], cut: bool) -
     return module
 
 
-def _cut_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def cut_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _cut_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def cut_method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         what = held(self)
         if what is None or not what.cut:
-            return forward(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         with torch.no_grad():
-            return forward(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
 
-    return cut_forward
+    return cut_method
 
 
 def _train(module: nn.Module, train: Callable[..., Any], mode: bool, *args: Any, **kwargs: Any) -> None:

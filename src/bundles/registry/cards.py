@@ -1,13 +1,16 @@
 """Read TOML cards: one parser for built-in cards, folders and whatever else supplies them.
 
-A card file holds one table per bundle, under its name, and an optional ``[defaults]`` that all of
-them inherit::
+A card file holds one table per bundle, under its name; ``[defaults]``, which all of them inherit, and
+``[templates.NAME]``, which those inherit that ask for it::
 
     [defaults]
     builder = "torchcrepe"
 
-    [CREPE_TINY]
+    [templates.small]
     architecture.model = "tiny"
+
+    [CREPE_TINY]
+    templates = ["small"]
 
 Card text is untrusted. It can name a builder of our table with arguments of a closed schema, and
 weights by address and digest; it cannot name anything to import.
@@ -17,16 +20,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from bundles.display import safe
-from bundles.registry.lines import KeyLines
+from bundles.registry.lines import KeyLines, Path
 from bundles.registry.names import name_problem
 from bundles.registry.schema import METADATA, Problem, problems_of
 from bundles.spec.bundle import Bundle
+from bundles.spec.keys import KeyMap
 from bundles.spec.source import WeightSource
+from bundles.spec.values import shown
 
 Card = dict[str, Any]
 _MAX_BYTES = 1 << 20
@@ -51,22 +57,26 @@ def read_card_file(path: str) -> CardFile:
     except (OSError, ValueError, RecursionError) as error:
         found.problems.append(f"{path}:{_line_of(error)} " + safe(_short(error), limit=600))
         return found
-    places, defaults = KeyLines(text), tables.pop("defaults", {})
-    if not isinstance(defaults, dict):
-        found.problems.append(_problem(path, places, ("defaults",), "is not a table"))
-        defaults = {}
+    places = KeyLines(text)
+    shared = {key: tables.pop(key, {}) for key in ("defaults", "templates")}
+    for key, value in shared.items():
+        if not isinstance(value, dict):
+            found.problems.append(_problem(path, places, (key,), "is not a table"))
+            shared[key] = {}
     for name, table in tables.items():
-        if problems := list(_check(name, table, defaults)):
-            lines = [_problem(path, places, (name, *key), why) for key, why in problems]
+        card, problems = _read_card(name, table, **shared)
+        if problems:
+            inherits = _inherited(table)
+            lines = [_problem(path, places, (name, *key), why, inherits) for key, why in problems]
             found.broken[name] = lines
             found.problems.extend(lines)
         else:
-            found.cards[name] = merge(defaults, table)
+            found.cards[name] = card
     return found
 
 
 def merge(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> Card:
-    """Return the card with its defaults; tables are merged key by key, but ``layers`` as a whole."""
+    """Return the card with what it inherits; tables are merged key by key, but ``layers`` as a whole."""
     merged = dict(defaults)
     for key, value in table.items():
         inherited = defaults.get(key)
@@ -85,10 +95,13 @@ def to_bundle(name: str, card: Mapping[str, Any], origin: str) -> Bundle:
         name=name,
         builder=card["builder"],
         architecture=card.get("architecture", {}),
-        weights=_weights(weights, origin) if weights else None,
+        weights=_source(weights, origin) if weights else None,
+        assets={key: _source(asset, origin) for key, asset in card.get("assets", {}).items()},
+        keys=KeyMap(**card.get("keys", {})),
         layers=card["layers"],
         default_policy=card.get("freeze", "encoder"),
         default_mode=card.get("freeze_mode", "eval"),
+        prefix=card.get("prefix", ""),
         head_slot=card.get("head_slot"),
         num_features=card.get("num_features"),
         metadata={key: card[key] for key in METADATA if key in card} | card.get("extra", {}),
@@ -96,28 +109,54 @@ def to_bundle(name: str, card: Mapping[str, Any], origin: str) -> Bundle:
     )
 
 
-def _weights(weights: Mapping[str, Any], origin: str) -> WeightSource:
-    source: str = weights["source"]
+def _source(entries: Mapping[str, Any], origin: str) -> WeightSource:
+    source: str = entries["source"]
     if source.startswith("file:"):
         source = "file:" + os.path.join(os.path.dirname(os.path.abspath(origin)), source[len("file:") :])
-    return WeightSource(source, weights.get("sha256"), weights.get("size"))
+    return WeightSource(source, entries.get("sha256"), entries.get("size"))
 
 
-def _problem(path: str, places: KeyLines, key: tuple[str, ...], why: str) -> str:
-    return f"{path}:{places.of(key)}: " + safe(f"{'.'.join(key)} {why}", limit=600)
+def _problem(path: str, places: KeyLines, key: Path, why: str, inherits: Iterable[Path] = ()) -> str:
+    return f"{path}:{places.of(key, inherits)}: " + safe(f"{'.'.join(key)} {why}", limit=600)
 
 
-def _check(name: str, table: Any, defaults: Card) -> Iterator[Problem]:
+def _inherited(table: Any) -> list[Path]:
+    """The tables that a card inherits, the one that counts most first."""
+    asked = table.get("templates", []) if isinstance(table, dict) else []
+    names = [key for key in asked if isinstance(key, str)] if isinstance(asked, list) else []
+    return [*(("templates", key) for key in reversed(names)), ("defaults",)]
+
+
+def _read_card(name: str, table: Any, defaults: Card, templates: Card) -> tuple[Card, list[Problem]]:
+    """Return a card with all that it inherits, and what is wrong with it."""
+    problems: list[Problem] = []
     if problem := name_problem(name):
-        yield (), problem
+        problems.append(((), problem))
     if not isinstance(table, dict):
-        yield (), "is not a table, as in [CREPE_TINY]"
-        return
-    card = merge(defaults, table)
-    yield from problems_of(card)
-    weights = card.get("weights")
-    if isinstance(weights, dict) and _leaves_folder(weights.get("source")):
-        yield ("weights", "source"), "leaves the card's folder; a card names files beside or below itself"
+        return {}, [*problems, ((), "is not a table, as in [CREPE_TINY]")]
+    own = dict(table)
+    asked = own.pop("templates", [])
+    if wrong := _template_problem(asked, templates):
+        return {}, [*problems, (("templates",), wrong)]
+    card = reduce(merge, [*(templates[key] for key in asked), own], defaults)
+    return card, [*problems, *problems_of(card), *_paths_outside(card)]
+
+
+def _template_problem(asked: Any, templates: Card) -> str | None:
+    if not isinstance(asked, list) or not all(isinstance(key, str) for key in asked):
+        return f"{shown(asked)} is not a list of templates, as in ['large']"
+    unknown = [key for key in asked if not isinstance(templates.get(key), dict)]
+    there = ", ".join(templates) or "none in this file"
+    return f"{shown(unknown[0])} is not a template; there is {there}" if unknown else None
+
+
+def _paths_outside(card: Card) -> Iterator[Problem]:
+    assets = card.get("assets")
+    places: dict[tuple[str, ...], Any] = {("weights",): card.get("weights")}
+    places |= {("assets", key): asset for key, asset in assets.items()} if isinstance(assets, dict) else {}
+    for path, entries in places.items():
+        if isinstance(entries, dict) and _leaves_folder(entries.get("source")):
+            yield (*path, "source"), "leaves the card's folder; a card names files beside or below itself"
 
 
 def _leaves_folder(source: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 Path = tuple[str, ...]
 
@@ -28,9 +29,14 @@ class KeyLines:
         self._places: dict[Path, int] = {}
         self._scan()
 
-    def of(self, path: Path) -> int:
-        """Return the line of a key: an inherited one's in ``[defaults]``, a missing one's table's."""
-        candidates = [path, ("defaults", *path[1:])] if len(path) > 1 else [path]
+    def of(self, path: Path, inherits: Iterable[Path] = ()) -> int:
+        """Return the line of a key: of an inherited one where it is defined, of a missing one its table's.
+
+        Args:
+            path: of the key, the bundle's name first.
+            inherits: paths of the tables that the bundle inherits, the first wins.
+        """
+        candidates = [path, *((*table, *path[1:]) for table in inherits if len(path) > 1)]
         candidates += [path[:length] for length in range(len(path) - 1, 0, -1)]
         place = next((self._places[key] for key in candidates if key in self._places), 0)
         return self._text.count("\n", 0, place) + 1

@@ -246,9 +246,15 @@ class Registry(Mapping[str, "Bundle"]):
             str(facts.get("task", "")),
             str(facts.get("license", "")),
             f"{count:,}" if isinstance(count, int) and 0 < count < 2**63 else "",
-            weights.uri if weights else "",
+            _short(weights.uri) if weights else "",
             str(facts.get("description", "")),
         )
+
+
+def _short(uri: str) -> str:
+    """Where weights come from, at a glance: of an address on the web only the host."""
+    scheme, _, address = uri.partition(":")
+    return f"url:{address.split('/')[2]}" if scheme == "url" and address.count("/") > 1 else uri
 
 
 def _matches(value: object, wanted: object) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 
 from bundles.errors import BundlesError
 from bundles.spec.architectures import ARCHITECTURES, argument_problem, missing_arguments
+from bundles.spec.companions import COMPANIONS
 from bundles.spec.groups import parse_rules
+from bundles.spec.keys import key_map_problems
 from bundles.spec.mode import parse_mode
 from bundles.spec.policy import parse_policy
 from bundles.spec.source import sha256_problem, size_problem, uri_problem
@@ -17,6 +19,7 @@ from bundles.spec.values import shown
 Problem = tuple[tuple[str, ...], str]  # the key's path within the card, and what is wrong there
 
 METADATA: dict[str, type] = {
+    "companions": str,
     "description": str,
     "frame_length": int,
     "homepage": str,
@@ -31,17 +34,22 @@ METADATA: dict[str, type] = {
     "pitch_bins": int,
     "sample_rate": int,
     "task": str,
+    "text_unit": str,
     "training_data": str,
+    "vocoder": str,
 }
 FIELDS: dict[str, type] = METADATA | {
     "architecture": dict,
+    "assets": dict,
     "builder": str,
     "extra": dict,
     "freeze": str,
     "freeze_mode": str,
     "head_slot": str,
+    "keys": dict,
     "layers": dict,
     "num_features": int,
+    "prefix": str,
     "weights": dict,
 }
 REQUIRED = ("builder", "layers")
@@ -84,18 +92,44 @@ def _check_architecture(arguments: Mapping[str, Any], card: Mapping[str, Any]) -
 
 
 def _check_weights(weights: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    return _check_source(("weights",), weights)
+
+
+def _check_assets(assets: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, source in assets.items():
+        if isinstance(source, dict):
+            yield from _check_source(("assets", name), source)
+        else:
+            yield ("assets", name), f"{shown(source)} is not a table with a source, as weights is"
+
+
+def _check_source(path: tuple[str, ...], entries: Mapping[str, Any]) -> Iterator[Problem]:
     checks: dict[str, Callable[[Any], str | None]] = {
         "source": uri_problem,
         "sha256": sha256_problem,
         "size": size_problem,
     }
-    for key, value in weights.items():
+    for key, value in entries.items():
         if key not in checks:
-            yield ("weights", key), f"is not a key of weights; there is {', '.join(checks)}"
+            yield (*path, key), f"is not a key of {path[0]}; there is {', '.join(checks)}"
         elif problem := checks[key](value):
-            yield ("weights", key), problem
-    if "source" not in weights:
-        yield ("weights", "source"), "is missing"
+            yield (*path, key), problem
+    if "source" not in entries:
+        yield (*path, "source"), "is missing"
+
+
+def _check_keys(keys: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
+    return ((("keys", key), problem) for key, problem in key_map_problems(keys))
+
+
+def _check_prefix(prefix: str, card: Mapping[str, Any]) -> Iterator[Problem]:
+    if not prefix.endswith(".") or not all(prefix[:-1].split(".")):
+        yield ("prefix",), f"{shown(prefix)} is not a dotted prefix, as 'model.'"
+
+
+def _check_companions(kind: str, card: Mapping[str, Any]) -> Iterator[Problem]:
+    if kind not in COMPANIONS:
+        yield ("companions",), f"{shown(kind)} is not a kind of companions; there is {', '.join(COMPANIONS)}"
 
 
 def _check_layers(layers: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
@@ -135,6 +169,10 @@ def _attempt(path: tuple[str, ...], parse: Callable[[], object]) -> Iterator[Pro
 _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Problem]]] = {
     "builder": _check_builder,
     "architecture": _check_architecture,
+    "assets": _check_assets,
+    "companions": _check_companions,
+    "keys": _check_keys,
+    "prefix": _check_prefix,
     "weights": _check_weights,
     "layers": _check_layers,
     "freeze": _check_policy,

@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
-from bundles.errors import BundlesError, DownloadError, OfflineError, SourceNotFoundError
+from bundles.errors import ChecksumError, OfflineError, SourceNotFoundError, UnpinnedSourceWarning, warn
 from bundles.sources import cache
+from bundles.sources.lock import held
+from bundles.sources.options import Options, Order
+from bundles.sources.records import Known, known
 from bundles.sources.schemes import SCHEMES, Local, Remote
+from bundles.sources.torch_hub import hub_files
 from bundles.sources.verify import Verify, check_file
 from bundles.spec.source import WeightSource
 from bundles.spec.suggest import accepted
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
 Action = Literal["use", "download", "refuse"]
 
+_log = logging.getLogger("bundles")
+_DEFAULTS = Options()
 
-def fetch(source: WeightSource, *, verify: Verify = "once") -> Path:
+
+def fetch(
+    source: WeightSource, *, verify: Verify = "once", progress: bool = True, options: Options = _DEFAULTS
+) -> Path:
     """Return a local file that holds a source's weights.
 
     With a digest and the file present this uses no network, takes no lock and writes nothing but, the
-    first time, a stamp that saves hashing it again.
+    first time, a stamp that saves hashing it again. A remote source without a digest is recorded when it
+    is downloaded, and behaves as if pinned from then on.
 
     Args:
         source: address, digest and size.
         verify: ``"once"`` hashes a file again only after it changed, ``"always"`` at each call,
-            ``"off"`` never (the size is still checked).
+            ``"off"`` never and warns (the size is still checked, and so is what comes off the network).
+        progress: whether a download shows a bar on a terminal, or else a line in the log.
+        options: what a download allows itself.
 
     Raises:
         SourceNotFoundError: nothing is there, or the scheme is unknown.
         SourceAccessError: it may not be read.
-        ChecksumError: size or digest differ from the pinned ones.
+        ChecksumError: size or digest differ from the pinned or recorded ones.
         OfflineError: a download is needed and ``BUNDLES_OFFLINE`` is set.
-        DownloadError: the transfer failed.
-        CacheError: the cache folder cannot be written.
+        DownloadError: the transfer failed, also after retries.
+        CacheError: the cache folder cannot be written, or has no room.
 
     >>> import bundles
     >>> fetch(bundles.CREPE_TINY.weights).name
     'tiny.pth'
     """
+    if verify == "off":
+        warn(f"With verify='off' nobody knows what {source.shown} gives.", UnpinnedSourceWarning)
     match _scheme(source):
         case Local(locate):
             path = locate(source)
-            check_file(path, source, verify)
+            check_file(path, Known(source), verify)
             return path
-        case Remote(download):
-            return _fetch_remote(source, download, verify)
+        case Remote() as remote:
+            return _fetch_remote(source, remote, verify, progress, options)
 
 
 def decide(cached: Path | None, *, offline: bool) -> Action:
@@ -76,35 +87,47 @@ def _scheme(source: WeightSource) -> Local | Remote:
 
 
 def _fetch_remote(
-    source: WeightSource, download: Callable[[WeightSource, BinaryIO], None], verify: Verify
+    source: WeightSource, remote: Remote, verify: Verify, progress: bool, options: Options
 ) -> Path:
-    where = f"files/{source.sha256}" if source.sha256 else f"unpinned/{cache.key(source.uri)}"
-    cached = cache.find(where) if source.sha256 else None  # what is unpinned may have changed
+    cached, damage = _look(known(source), verify)
     match decide(cached, offline=is_offline()):
-        case "download":
-            write = partial(_download, download, source)
-            return cache.place(where, write, lambda path: check_file(path, source, "always"))
-        case "refuse":
-            raise OfflineError(
-                f"{source.uri} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
-                f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
-            )
         case "use":
             assert cached is not None  # noqa: S101 - what "use" means
-            check_file(cached, source, verify)
             return cached
+        case "refuse":
+            raise damage or OfflineError(
+                f"{source.shown} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
+                f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
+            )
+        case "download":
+            with held(cache.key(source.uri), source.name, options) as is_locked:
+                now = known(source)
+                cached, damage = _look(now, verify)  # somebody may have been faster
+                if damage is not None:
+                    _log.warning("Fetching %s again: %s", source.shown, damage)
+                order = Order(known=now, is_locked=is_locked, progress=progress, options=options)
+                return cached or remote.download(order)
 
 
-def _download(
-    download: Callable[[WeightSource, BinaryIO], None], source: WeightSource, file: BinaryIO
-) -> None:
-    try:
-        download(source, file)
-    except BundlesError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise  # the cache's trouble, not the server's
-        raise DownloadError(
-            f"{source.uri} cannot be downloaded ({type(error).__name__}: {error}): try again."
-        ) from error
+def _look(wanted: Known, verify: Verify) -> tuple[Path | None, ChecksumError | None]:
+    """Return the first file on this machine that is the right one, and what is wrong with a wrong one."""
+    damage = None
+    for path in _candidates(wanted.source):
+        try:
+            check_file(path, wanted, verify)
+        except ChecksumError as error:
+            damage = damage or error
+        except OSError:
+            continue  # gone in the meantime, or not readable for this user
+        else:
+            return path, None
+    return None, damage
+
+
+def _candidates(source: WeightSource) -> Iterator[Path]:
+    if source.sha256 is None:
+        return
+    for folder in cache.roots():
+        if (path := folder / "files" / source.sha256).is_file():
+            yield path
+    yield from hub_files(source)

@@ -1,8 +1,8 @@
 """The table of schemes: one small function each.
 
-A local scheme finds a file that is on this machine already (``file:``, ``package:``), a remote one
-writes the bytes of a download to an open file. What happens to those bytes, from the temporary name to the
-digest check, is the same for every scheme and is not the scheme's business.
+A local scheme finds a file that is on this machine already (``file:``, ``package:``), a remote one brings
+it into the cache (``url:``). What is the same for all of them is ``fetch``'s business: digests, caches,
+locks, and whether the network may be used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from bundles.sources.file import locate_file
+from bundles.sources.options import Order
 from bundles.sources.package import locate_package_file
 from bundles.spec.source import WeightSource
 
@@ -26,12 +26,19 @@ class Local:
 
 @dataclass(frozen=True)
 class Remote:
-    """A scheme whose files are put into the cache."""
+    """A scheme whose files are put into the cache, at ``files/<sha256>``, when they are right."""
 
-    download: Callable[[WeightSource, BinaryIO], None]
+    download: Callable[[Order], Path]
+
+
+def _download_url(order: Order) -> Path:
+    from bundles.sources.url import download  # threads, and what else only a download needs
+
+    return download(order)
 
 
 SCHEMES: dict[str, Local | Remote] = {
     "file": Local(locate_file),
     "package": Local(locate_package_file),
+    "url": Remote(_download_url),
 }

@@ -3,26 +3,149 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bundles.spec.values import shown
 
-# builder -> argument -> accepted values; a type accepts every value of that type.
-ARCHITECTURES: dict[str, dict[str, tuple[object, ...] | type]] = {
-    "torchcrepe": {"model": ("tiny", "full")},
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a builder.
+
+    Args:
+        accepts: the values it takes, or the type of them; ``[int]`` is a list of integers, ``[[int]]``
+            a list of such lists.
+        required: whether a card must give it.
+        option: whether ``get_model`` takes it too, where the card gives it.
+        headless: the value at which the model ends in its features, for a head that follows it;
+            ``...`` where that has nothing to do with the end of the model.
+    """
+
+    accepts: Any
+    required: bool = True
+    option: bool = False
+    headless: Any = ...
+
+
+_NORMALIZE = Argument(("batch", "per_utterance"), required=False, option=True)
+
+_WAV2VEC2 = {
+    "extractor_mode": Argument(("group_norm", "layer_norm")),
+    "extractor_conv_layer_config": Argument([[int]]),
+    "extractor_conv_bias": Argument(bool),
+    "encoder_embed_dim": Argument(int),
+    "encoder_projection_dropout": Argument(float),
+    "encoder_pos_conv_kernel": Argument(int),
+    "encoder_pos_conv_groups": Argument(int),
+    "encoder_num_layers": Argument(int),
+    "encoder_num_heads": Argument(int),
+    "encoder_attention_dropout": Argument(float),
+    "encoder_ff_interm_features": Argument(int),
+    "encoder_ff_interm_dropout": Argument(float),
+    "encoder_dropout": Argument(float),
+    "encoder_layer_norm_first": Argument(bool),
+    "encoder_layer_drop": Argument(float),
+    "aux_num_out": Argument(int, required=False, headless=None),
+    "normalize": _NORMALIZE,
+}
+
+ARCHITECTURES: dict[str, dict[str, Argument]] = {
+    "torchaudio_conv_tasnet": {"num_sources": Argument(int)},
+    "torchaudio_emformer_rnnt": {"num_symbols": Argument(int)},
+    "torchaudio_hdemucs": {"sources": Argument([str])},
+    "torchaudio_squim_objective": {},
+    "torchaudio_squim_subjective": {},
+    "torchaudio_tacotron2": {
+        "mask_padding": Argument(bool),
+        "n_mels": Argument(int),
+        "n_symbol": Argument(int),
+        "n_frames_per_step": Argument(int),
+        "symbol_embedding_dim": Argument(int),
+        "encoder_embedding_dim": Argument(int),
+        "encoder_n_convolution": Argument(int),
+        "encoder_kernel_size": Argument(int),
+        "decoder_rnn_dim": Argument(int),
+        "decoder_max_step": Argument(int),
+        "decoder_dropout": Argument(float),
+        "decoder_early_stopping": Argument(bool),
+        "attention_rnn_dim": Argument(int),
+        "attention_hidden_dim": Argument(int),
+        "attention_location_n_filter": Argument(int),
+        "attention_location_kernel_size": Argument(int),
+        "attention_dropout": Argument(float),
+        "prenet_dim": Argument(int),
+        "postnet_n_convolution": Argument(int),
+        "postnet_kernel_size": Argument(int),
+        "postnet_embedding_dim": Argument(int),
+        "gate_threshold": Argument(float),
+    },
+    "torchaudio_wav2vec2": _WAV2VEC2
+    | {
+        "log_softmax": Argument(bool, required=False, headless=False),
+        "with_star": Argument(bool, required=False, option=True, headless=False),
+    },
+    "torchaudio_wavernn": {
+        "upsample_scales": Argument([int]),
+        "n_classes": Argument(int),
+        "hop_length": Argument(int),
+        "n_res_block": Argument(int),
+        "n_rnn": Argument(int),
+        "n_fc": Argument(int),
+        "kernel_size": Argument(int),
+        "n_freq": Argument(int),
+        "n_hidden": Argument(int),
+        "n_output": Argument(int),
+    },
+    "torchaudio_wavlm": _WAV2VEC2
+    | {"encoder_num_buckets": Argument(int), "encoder_max_distance": Argument(int)},
+    "torchcrepe": {"model": Argument(("tiny", "full"))},
 }
 
 
 def argument_problem(builder: str, name: str, value: Any) -> str | None:
     """Return what is wrong with one builder argument, or ``None``."""
-    accepted = ARCHITECTURES[builder].get(name)
-    if accepted is None:
-        return f"the builder {builder!r} takes {', '.join(ARCHITECTURES[builder])}"
-    if isinstance(accepted, type):
-        return None if type(value) is accepted else f"{shown(value)} is not a {accepted.__name__}"
-    return None if value in accepted else f"{shown(value)} is not one of {', '.join(map(repr, accepted))}"
+    argument = ARCHITECTURES[builder].get(name)
+    if argument is None:
+        takes = ", ".join(ARCHITECTURES[builder]) or "no argument"
+        return f"is not an argument: the builder {builder!r} takes {takes}"
+    if _is_accepted(value, argument.accepts):
+        return None
+    return f"{shown(value)} is not {_wanted(argument.accepts)}"
 
 
 def missing_arguments(builder: str, given: Mapping[str, Any]) -> list[str]:
     """Return the arguments that a builder needs and a card does not give."""
-    return [name for name in ARCHITECTURES[builder] if name not in given]
+    return [name for name, arg in ARCHITECTURES[builder].items() if arg.required and name not in given]
+
+
+def options_of(builder: object, architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the arguments of a bundle that ``get_model`` takes, too."""
+    arguments = ARCHITECTURES.get(builder, {}) if isinstance(builder, str) else {}
+    return tuple(name for name, arg in arguments.items() if arg.option and name in architecture)
+
+
+def without_end(builder: object, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with which the model ends in its features instead of in a head of its own."""
+    arguments = ARCHITECTURES.get(builder, {}) if isinstance(builder, str) else {}
+    ends = {name: arg.headless for name, arg in arguments.items() if arg.headless is not ...}
+    return {name: ends.get(name, value) for name, value in architecture.items()}
+
+
+def _is_accepted(value: Any, accepts: Any) -> bool:
+    if isinstance(accepts, tuple):
+        return any(type(value) is type(one) and value == one for one in accepts)
+    if isinstance(accepts, list):
+        listed = isinstance(value, list | tuple) and len(value) > 0
+        return listed and all(_is_accepted(entry, accepts[0]) for entry in value)
+    in_range = accepts not in (int, float) or -(2**31) < value < 2**31 if type(value) is accepts else False
+    return in_range and (accepts is not int or value > 0)
+
+
+def _wanted(accepts: Any) -> str:
+    if isinstance(accepts, tuple):
+        return f"one of {', '.join(map(repr, accepts))}"
+    if isinstance(accepts, list):
+        inner = accepts[0]
+        return f"a list of {'lists' if isinstance(inner, list) else inner.__name__}"
+    return {int: "a positive int", bool: "true or false", float: "a float"}.get(accepts, "a string")

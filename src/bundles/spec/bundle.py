@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bundles.spec.groups import LayerRule, parse_rules
+from bundles.spec.companions import COMPANIONS
+from bundles.spec.groups import LayerRule, parse_rules, prefixed_rules
+from bundles.spec.keys import KeyMap
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
 from bundles.spec.policy import FreezePolicy, parse_policy
@@ -27,14 +29,19 @@ class Bundle:
             ``**architecture`` and returns an ``nn.Module``.
         architecture: the arguments of the builder.
         weights: where the weights come from; ``None`` for an architecture alone.
+        keys: how the names in the weight file become the model's.
+        assets: the other files that go with it, by what they are: a tokenizer, statistics.
         layers: layer groups in order, as in a card: ``{"blocks": "layers.{i}", "head": "fc"}``.
             Without it they are derived from the module.
         default_policy: what ``freeze=True`` freezes.
         default_mode: how, unless ``freeze_mode=`` says otherwise.
+        prefix: where the builder mounts what the weight file holds, as ``"model."`` where it wraps it;
+            ``layers`` and ``head_slot`` are said without it.
         head_slot: dotted name of the module that ``head=`` replaces; ``None`` if there is none.
         num_features: size of the features that a head takes, or ``None`` if unknown.
         metadata: anything else worth knowing (``task``, ``license``, ``sample_rate``, ...); each
-            entry is an attribute of the bundle, too.
+            entry is an attribute of the bundle, too. ``companions`` is the kind of bundle, which says
+            what methods it has beside ``get_model``: ``get_labels``, ``get_decoder``, ...
         origin: where the descriptor was defined, for people.
 
     >>> import bundles
@@ -46,9 +53,12 @@ class Bundle:
     builder: str | Callable[..., torch.nn.Module]
     architecture: Mapping[str, Any] = field(default_factory=FrozenDict)
     weights: WeightSource | None = None
+    keys: KeyMap = field(default_factory=KeyMap)
+    assets: Mapping[str, WeightSource] = field(default_factory=FrozenDict)
     layers: Mapping[str, Any] = field(default_factory=FrozenDict)
     default_policy: FreezePolicy | str = "encoder"
     default_mode: FreezeMode | str = "eval"
+    prefix: str = ""
     head_slot: str | None = None
     num_features: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=FrozenDict)
@@ -58,6 +68,7 @@ class Bundle:
         weights = WeightSource(self.weights) if isinstance(self.weights, str) else self.weights
         normal = {
             "architecture": FrozenDict(self.architecture),
+            "assets": FrozenDict(self.assets),
             "layers": FrozenDict(self.layers),
             "metadata": FrozenDict(self.metadata),
             "weights": weights,
@@ -72,13 +83,19 @@ class Bundle:
         metadata: Mapping[str, Any] = self.__dict__.get("metadata", {})
         if name in metadata:
             return metadata[name]
+        companions = COMPANIONS.get(metadata.get("companions", ""), {})
+        if name in companions:
+            from bundles.companions.find import find_companion
+
+            return find_companion(self, companions[name])
         raise AttributeError(
-            f"The bundle {self.__dict__.get('name')!r} has no {name!r}; its metadata are "
-            f"{', '.join(metadata) or 'empty'}."
+            f"The bundle {self.__dict__.get('name')!r} has no {name!r}; it has "
+            f"{', '.join([*metadata, *companions]) or 'no metadata'}."
         )
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self.metadata})
+        companions = COMPANIONS.get(self.metadata.get("companions", ""), {})
+        return sorted({*super().__dir__(), *self.metadata, *companions})
 
     def __repr__(self) -> str:
         weights = self.weights.uri if self.weights else None
@@ -87,7 +104,7 @@ class Bundle:
     @property
     def rules(self) -> tuple[LayerRule, ...]:
         """The layer groups' rules; empty where they are derived from the module."""
-        return parse_rules(self.layers)
+        return prefixed_rules(parse_rules(self.layers), self.prefix)
 
     def get_model(
         self,
@@ -98,6 +115,8 @@ class Bundle:
         head: torch.nn.Module | Callable[[int], torch.nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        dl_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> torch.nn.Module:
         """Build the model, load its weights and freeze it; see :func:`bundles.get_model`."""
         from bundles import assemble
@@ -110,6 +129,8 @@ class Bundle:
             head=head,
             device=device,
             dtype=dtype,
+            dl_kwargs=dl_kwargs,
+            **options,
         )
 
     def plan(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from bundles.errors import BuildError, FreezeArgumentError
@@ -16,6 +17,8 @@ from bundles.spec.values import shown
 
 Kind = Literal["stem", "block", "norm", "head"]
 KINDS: tuple[Kind, ...] = ("stem", "block", "norm", "head")
+_WILD = frozenset("*?{")
+Always = Literal["noise"]  # what a part does in ``eval()``, too, because it asks no flag
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class LayerRule:
     name: str
     kind: Kind
     match: tuple[str, ...]
+    always: Always | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -48,12 +52,16 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """A named part of a model, with the parameters in it."""
+    """A named part of a model, with the parameters in it.
+
+    ``always="noise"`` says that it draws random numbers in ``eval()``, too, which no mode can change.
+    """
 
     name: str
     kind: Kind
     match: tuple[str, ...]
     parameters: tuple[str, ...]
+    always: Always | None = None
 
     @property
     def role(self) -> Literal["encoder", "head"]:
@@ -62,7 +70,7 @@ class LayerGroup:
 
     def covers(self, module: str) -> bool:
         """Whether a module belongs here by its name, parameters or not."""
-        return any(_regex(pattern).fullmatch(module) for pattern in self.match)
+        return any(_takes(pattern, module) for pattern in self.match)
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,7 @@ class LayerGroups:
 
     def __str__(self) -> str:
         """A line per group: name, role, tensors, the first of them."""
-        lines = (f"{g.name}: {g.role}, {len(g.parameters)} tensors, {g.parameters[0]} ..." for g in self)
-        return "\n".join(lines)
+        return "\n".join(map(_line, self))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,15 +105,27 @@ class LayerGroups:
         """The groups of kind ``"block"``, in order."""
         return tuple(group for group in self if group.kind == "block")
 
+    @cached_property
+    def below(self) -> Mapping[str, tuple[str, ...]]:
+        """For each module that has a parameter in or below it: the names of those parameters' groups."""
+        found: dict[str, dict[str, None]] = {"": {}}
+        for group in self:
+            for name in group.parameters:
+                while name:
+                    name = name.rpartition(".")[0]
+                    found.setdefault(name, {})[group.name] = None
+        return {module: tuple(groups) for module, groups in found.items()}
+
     def of_module(self, module: str) -> LayerGroup | None:
         """Return the group whose patterns name a module, or ``None``."""
         return next((group for group in self if group.covers(module)), None)
 
 
 def parse_rules(layers: Mapping[str, Any]) -> tuple[LayerRule, ...]:
-    """Read a ``layers`` table: name -> pattern, list of patterns, or ``{match=, kind=}``.
+    """Read a ``layers`` table: name -> pattern, list of patterns, or ``{match=, kind=, always=}``.
 
     The names ``stem``, ``blocks``, ``norm`` and ``head`` tell their kind; any other needs ``kind``.
+    ``always = "noise"`` marks a part that is random in ``eval()``, too.
 
     Raises:
         FreezeArgumentError: an entry is none of these.
@@ -120,12 +139,19 @@ def _parse_rule(name: str, entry: Any) -> LayerRule:
     match = entry.get("match")
     match = (match,) if isinstance(match, str) else match
     kind = entry.get("kind", "block" if name == "blocks" else name)
-    if not _are_patterns(match) or set(entry) - {"match", "kind"} or kind not in KINDS:
+    always = entry.get("always")
+    unknown = set(entry) - {"match", "kind", "always"} or always not in (None, "noise")
+    if not _are_patterns(match) or unknown or kind not in KINDS:
         raise FreezeArgumentError(
             f"The layer group {name!r} = {shown(entry)} is not a pattern, a list of patterns or "
             f"{{match=..., kind=...}} with a kind of {KINDS}."
         )
-    return LayerRule("block" if kind == "block" else name, kind, tuple(match))
+    return LayerRule("block" if kind == "block" else name, kind, tuple(match), always)
+
+
+def _line(group: LayerGroup) -> str:
+    always = f", always {group.always}" if group.always else ""
+    return f"{group.name}: {group.role}{always}, {len(group.parameters)} tensors, {group.parameters[0]} ..."
 
 
 def _are_patterns(match: Any) -> bool:
@@ -165,7 +191,7 @@ def idle_patterns(rules: Iterable[LayerRule], names: Iterable[str]) -> list[str]
     """Return the patterns that match none of these names: misspelt ones."""
     known = tuple(names)
     patterns = [pattern for rule in rules for pattern in rule.match]
-    return [pattern for pattern in patterns if not any(map(_regex(pattern).fullmatch, known))]
+    return [pattern for pattern in patterns if not any(_takes(pattern, name) for name in known)]
 
 
 def with_rest(groups: LayerGroups, parameters: Iterable[str], rest: str) -> LayerGroups:
@@ -180,27 +206,37 @@ def with_rest(groups: LayerGroups, parameters: Iterable[str], rest: str) -> Laye
 
 def prefixed_rules(rules: Iterable[LayerRule], prefix: str) -> tuple[LayerRule, ...]:
     """Return the rules for the same model mounted at ``prefix`` (which ends in a dot, or is empty)."""
-    return tuple(
-        LayerRule(rule.name, rule.kind, tuple(prefix + pattern for pattern in rule.match)) for rule in rules
-    )
+    return tuple(replace(rule, match=tuple(prefix + pattern for pattern in rule.match)) for rule in rules)
 
 
 def _claim(rule: LayerRule, parameter: str) -> tuple[LayerRule, int] | None:
     for pattern in rule.match:
-        if hit := _regex(pattern).fullmatch(parameter):
-            return rule, int(hit.group(1)) if rule.kind == "block" else 0
+        if rule.kind == "block":
+            if hit := _regex(pattern).fullmatch(parameter):
+                return rule, int(hit.group(1))
+        elif _takes(pattern, parameter):
+            return rule, 0
     return None
 
 
 def _collect(rule: LayerRule, found: Mapping[str, tuple[LayerRule, int]]) -> Iterator[LayerGroup]:
-    numbers = sorted({number for owner, number in found.values() if owner is rule})
-    for index, number in enumerate(numbers):
+    members: dict[int, list[str]] = {}
+    for parameter, (owner, number) in found.items():
+        if owner is rule:
+            members.setdefault(number, []).append(parameter)
+    for index, number in enumerate(sorted(members)):
         name = f"block.{index}" if rule.kind == "block" else rule.name
         match = tuple(pattern.replace("{i}", str(number)) for pattern in rule.match)
-        parameters = tuple(key for key, claim in found.items() if claim == (rule, number))
-        yield LayerGroup(name, rule.kind, match, parameters)
+        yield LayerGroup(name, rule.kind, match, tuple(members[number]), rule.always)
 
 
+def _takes(pattern: str, name: str) -> bool:
+    if _WILD.isdisjoint(pattern):  # as those of single blocks, too many to compile an expression for each
+        return name == pattern or name.startswith(f"{pattern}.")
+    return _regex(pattern).fullmatch(name) is not None
+
+
+@lru_cache(maxsize=1024)
 def _regex(pattern: str) -> re.Pattern[str]:
     glob = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".").replace(r"\{i\}", r"(\d+)")
-    return re.compile(glob + r"(?:\..*)?", re.DOTALL)  # re caches compiled patterns
+    return re.compile(glob + r"(?:\..*)?", re.DOTALL)

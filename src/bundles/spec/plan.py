@@ -11,7 +11,7 @@ from math import prod
 from typing import Any, Literal
 
 from bundles.errors import PinError
-from bundles.spec.groups import Kind, LayerGroup, LayerGroups
+from bundles.spec.groups import Always, Kind, LayerGroup, LayerGroups
 from bundles.spec.mode import FreezeMode
 
 State = Literal["frozen", "trainable", "fixed"]
@@ -58,6 +58,7 @@ class PlannedGroup:
     name: str
     kind: Kind
     match: tuple[str, ...] = ()
+    always: Always | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class FreezePlan:
         for tensor in self.tensors:
             members[tensor.group].append(tensor.name)
         return LayerGroups(
-            tuple(LayerGroup(g.name, g.kind, g.match, tuple(members[g.name])) for g in self.groups)
+            tuple(LayerGroup(g.name, g.kind, g.match, tuple(members[g.name]), g.always) for g in self.groups)
         )
 
     @property

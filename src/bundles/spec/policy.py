@@ -143,6 +143,21 @@ class Blocks(FreezePolicy):
 
 
 @dataclass(frozen=True, repr=False)
+class Group(FreezePolicy):
+    """One layer group, by its name: ``Group("feature_extractor")``."""
+
+    name: str
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        if self.name not in candidates.groups.names:
+            raise FreezeArgumentError(
+                f"The model has no layer group {self.name!r}; its groups are "
+                f"{', '.join(candidates.groups.names)}."
+            )
+        return _members(candidates, lambda group: group.name == self.name)
+
+
+@dataclass(frozen=True, repr=False)
 class Match(FreezePolicy):
     """A glob on the parameter's name, or on any dotted prefix of it."""
 
@@ -210,6 +225,7 @@ _WORDS: dict[str, Callable[[], FreezePolicy]] = {
     "all": All,
     "none": Nothing,
     "loaded": Loaded,
+    "feature_extractor": lambda: Group("feature_extractor"),
 }
 _PREFIXES: dict[str, tuple[str, Callable[[str], FreezePolicy]]] = {
     "last": (r"\d{1,4}", lambda count: ExceptLast(int(count))),

@@ -20,11 +20,14 @@ def mark(model: Any, origins: Mapping[str, str | None]) -> None:
         model: a ``torch.nn.Module``.
         origins: dotted tensor name -> source, or ``None`` for freshly initialised.
     """
+    by_owner: dict[str, dict[str, str | None]] = {}
     for name, origin in origins.items():
         owner, _, local = name.rpartition(".")
-        module = model.get_submodule(owner)
-        known = module.__dict__.get(_ATTRIBUTE, {})
-        module.__dict__[_ATTRIBUTE] = {**known, local: origin}  # a new dict: copies may share the old
+        by_owner.setdefault(owner, {})[local] = origin
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for owner, own in by_owner.items():
+        state = modules[owner].__dict__
+        state[_ATTRIBUTE] = {**state.get(_ATTRIBUTE, {}), **own}  # a new dict: copies may share the old
 
 
 def forget(model: Any, incompatible_keys: Any = None) -> None:

@@ -65,14 +65,26 @@ def plan_names(
 ) -> FreezePlan:
     """Return the plan that freezes exactly these parameters, and every other name they are tied to."""
     frozen = with_ties(names, table)
+    _check_noise(mode, groups, frozen)
     group_of = {name: group.name for group in groups for name in group.parameters}
     return FreezePlan(
         policy=policy,
         mode=mode,
-        groups=tuple(PlannedGroup(group.name, group.kind, group.match) for group in groups),
+        groups=tuple(PlannedGroup(group.name, group.kind, group.match, group.always) for group in groups),
         tensors=tuple(_planned(row, frozen, group_of) for row in table.parameters),
         holds=tuple(_holds(table, parts_of(table, frozen, groups), mode, groups)),
     )
+
+
+def _check_noise(mode: FreezeMode, groups: LayerGroups, frozen: frozenset[str]) -> None:
+    noisy = [g.name for g in groups if g.always == "noise" and not frozen.isdisjoint(g.parameters)]
+    if noisy and mode.noise == "off":
+        raise InexpressibleModeError(
+            f"The group {', '.join(noisy)} draws dropout at every call, in eval(), too, so the mode {mode} "
+            f"cannot make it deterministic: leave it trainable, or take freeze_mode='regularized' or "
+            f"'weights', which do not promise that.",
+            groups=tuple(noisy),
+        )
 
 
 def with_ties(names: Iterable[str], table: ModuleTable) -> frozenset[str]:
@@ -90,9 +102,7 @@ def _planned(row: ParameterRow, frozen: frozenset[str], group_of: dict[str, str]
 
 def home_of(module: str, groups: LayerGroups) -> str | None:
     """Return the name of the one group that a module belongs to; ``None`` where it reaches over several."""
-    prefix = f"{module}." if module else ""
-    inside = [group.name for group in groups if any(name.startswith(prefix) for name in group.parameters)]
-    if inside:
+    if inside := groups.below.get(module):
         return inside[0] if len(inside) == 1 else None
     if group := groups.of_module(module):
         return group.name

