@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "heads": {"heads", "errors"},
     **{verb: {verb, "spec", "errors", "display"} for verb in VERBS - {"builders"}},
     "builders": {"builders", "heads", "spec", "errors", "display"},
-    "assemble": {*VERBS, "spec", "errors"},
+    "assemble": {"assemble", *VERBS, "spec", "errors"},
     **{edge: {*EDGES, *VERBS, "assemble", "spec", "errors", "display", "bundles"} for edge in EDGES},
 }
 

@@ -1,0 +1,102 @@
+"""Load pretrained weights into somebody's own model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bundles.assemble.request import Freeze, merge_request
+from bundles.assemble.weights import fetch_weights
+from bundles.errors import BuildError, WeightsFileError
+from bundles.registry.default import get_bundle
+from bundles.spec.bundle import Bundle
+from bundles.spec.keys import KeyMap
+from bundles.spec.mode import FreezeMode, parse_mode
+from bundles.spec.policy import Loaded, Nothing
+from bundles.spec.source import WeightSource
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bundles.builders.load import LoadReport
+
+
+def load_into(
+    module: nn.Module,
+    bundle_or_file: Bundle | WeightSource | str | os.PathLike[str],
+    *,
+    prefix: str = "",
+    source_prefix: str = "",
+    freeze: Freeze = False,
+    freeze_mode: str | FreezeMode | None = None,
+) -> LoadReport:
+    """Load pretrained weights into a part of somebody's own model, and freeze it if asked.
+
+    Args:
+        module: the model; its tensors are written in place, so optimizers keep theirs.
+        bundle_or_file: a bundle, its name, or the path of a safetensors file or checkpoint.
+        prefix: where in the model, as ``"encoder."``.
+        source_prefix: where in the file.
+        freeze: a policy on the whole model; ``"loaded"`` or ``True`` freezes exactly what came from
+            this file, and what came from others before.
+        freeze_mode: a preset or ``FreezeMode``; ``"eval"`` without it.
+
+    Returns:
+        Which names were loaded, missing and unexpected.
+
+    Raises:
+        StateDictMismatchError: shapes differ or no name fits; the model is not changed.
+        FreezeArgumentError, NothingSelectedError, InexpressibleModeError: the freeze cannot be met; the
+            model is not changed.
+        UnknownBundleError, SourceError, CacheError, WeightsError: the weights cannot be had.
+
+    >>> import torch, bundles
+    >>> class Tracker(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.pitch = bundles.CREPE_TINY.get_model(pretrained=False)
+    ...         self.head = torch.nn.Linear(360, 5)
+    >>> report = load_into(model := Tracker(), "CREPE_TINY", prefix="pitch.", freeze="loaded")
+    >>> len(report.loaded), report.missing, model.head.weight.requires_grad
+    (44, (), True)
+    """
+    from bundles.builders.keys import translate
+    from bundles.builders.load import copy_into, fit
+    from bundles.builders.tensors import read_tensors
+    from bundles.freezing.api import plan_for, put
+
+    policy, mode = merge_request(Loaded(), parse_mode("eval"), freeze, freeze_mode)
+    source, keys = _weights_of(bundle_or_file)
+    tensors = translate(read_tensors(fetch_weights(source)), keys, source.uri)
+    fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
+    plan = None if policy == Nothing() else plan_for(module, policy, mode, loaded=fitted.report.loaded)
+    copy_into(module, fitted)
+    if plan is not None:
+        put(module, plan)
+    return fitted.report
+
+
+def _weights_of(
+    bundle_or_file: Bundle | WeightSource | str | os.PathLike[str],
+) -> tuple[WeightSource, KeyMap]:
+    if isinstance(bundle_or_file, WeightSource):
+        return bundle_or_file, KeyMap()
+    if isinstance(bundle_or_file, str) and re.match(r"[a-z]{2,}:", bundle_or_file):
+        return WeightSource(bundle_or_file), KeyMap()  # an address; one letter and a colon is a drive
+    if isinstance(bundle_or_file, str) and not _looks_like_file(bundle_or_file):
+        bundle_or_file = get_bundle(bundle_or_file)
+    if isinstance(bundle_or_file, Bundle):
+        if bundle_or_file.weights is None:
+            raise BuildError(f"The bundle {bundle_or_file.name} has no weights to load.")
+        return bundle_or_file.weights, bundle_or_file.keys
+    if not isinstance(bundle_or_file, str | os.PathLike):
+        raise WeightsFileError(
+            f"A {type(bundle_or_file).__name__} is no weight source: give a bundle, its name, or a path."
+        )
+    return WeightSource(f"file:{os.fspath(bundle_or_file)}"), KeyMap()
+
+
+def _looks_like_file(text: str) -> bool:
+    return os.sep in text or Path(text).suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt")

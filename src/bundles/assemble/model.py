@@ -1,0 +1,157 @@
+"""From a name to a frozen model: look up, build, plan, fetch, load, freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bundles.assemble.draft import Draft, build_draft
+from bundles.assemble.request import Freeze, bundle_of, read_request, with_options
+from bundles.assemble.weights import fetch_weights
+from bundles.errors import BuildError
+from bundles.sources.ahead import read_ahead
+from bundles.spec.bundle import Bundle
+from bundles.spec.mode import FreezeMode
+from bundles.spec.plan import FreezePlan
+from bundles.spec.policy import FreezePolicy, Nothing
+from bundles.spec.provenance import forget, mark
+from bundles.spec.resolve import resolve
+from bundles.spec.upstream import wants_progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def get_model(
+    bundle: Bundle | str,
+    *,
+    freeze: Freeze = False,
+    freeze_mode: str | FreezeMode | None = None,
+    pretrained: bool = True,
+    head: nn.Module | Callable[[int], nn.Module] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    dl_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a bundle's model, load its weights, freeze it, and return it in ``eval()``.
+
+    Args:
+        bundle: a bundle, or the name of one.
+        freeze: ``False``; ``True`` for the bundle's default policy; a policy or its string.
+        freeze_mode: a preset or ``FreezeMode``; the bundle's default without it.
+        pretrained: whether weights are loaded; else they are initialised at random.
+        head: a module, or a callable that takes the number of features. It replaces the architecture's
+            head where there is a slot for one, else the result is ``EncoderWithHead``; that, too, where
+            the head takes lengths or layers, which a slot does not give.
+        device: where the model goes, as ``nn.Module.to`` takes it.
+        dtype: of the floating-point tensors.
+        dl_kwargs: torchaudio's, deprecated; what they come to here is in the warning.
+        options: what this bundle's builder takes besides: ``normalize=`` of speech encoders that
+            normalise waveforms (``"batch"`` as upstream, ``"per_utterance"``), ``with_star=`` of MMS_FA.
+
+    Raises:
+        UnknownBundleError: there is no bundle of that name.
+        FreezeArgumentError, NothingSelectedError, InexpressibleModeError, HeadError: the request
+            cannot be met; nothing was fetched.
+        BuildArgumentError: an option is none of this bundle's.
+        MissingDependencyError, BuildError: the module cannot be constructed.
+        SourceError, CacheError, WeightsError: the weights cannot be had, or do not fit.
+
+    >>> model = get_model("CREPE_TINY", freeze=True).train()
+    >>> model.conv1_BN.training, model.classifier.training
+    (False, True)
+    """
+    bundle = with_options(bundle_of(bundle), options)
+    progress = wants_progress(dl_kwargs)
+    request = read_request(bundle, freeze, freeze_mode)
+    if pretrained and bundle.weights:
+        read_ahead(bundle.weights)  # the disk works while torch is still being imported
+    draft = build_draft(bundle, head, "empty" if pretrained and bundle.weights else "initialised")
+    plan = None if request[0] == Nothing() else _plan(draft, request, pretrained)
+    if pretrained:
+        _load(draft, bundle, owned=plan.trainable if plan else (), progress=progress)
+    model = _finish(draft, plan, pretrained, device, dtype)
+    return model.eval()
+
+
+def plan(
+    bundle: Bundle | str,
+    *,
+    freeze: Freeze = True,
+    freeze_mode: str | FreezeMode | None = None,
+    head: nn.Module | Callable[[int], nn.Module] | None = None,
+) -> FreezePlan:
+    """Return what :func:`get_model` would freeze and hold, from the architecture alone."""
+    bundle = bundle_of(bundle)
+    return _plan(build_draft(bundle, head, "meta"), read_request(bundle, freeze, freeze_mode), True)
+
+
+def forward_costs(bundle: Bundle) -> dict[str, float] | None:
+    """Return the floating-point operations of each module in one forward.
+
+    ``None`` where the bundle does not say what its input looks like, or is wrong about it.
+    """
+    from bundles.freezing.flops import module_flops
+
+    shape = bundle.metadata.get("input_shape")
+    if shape is None:
+        return None
+    try:
+        return module_flops(build_draft(bundle, None, "meta").model, shape)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+
+
+def _plan(draft: Draft, request: tuple[FreezePolicy, FreezeMode], pretrained: bool) -> FreezePlan:
+    from bundles.freezing.describe import describe
+
+    table = describe(draft.model)
+    loaded = [row.name for row in table.parameters if pretrained and row.name not in draft.fresh]
+    return resolve(*request, table, draft.groups(), loaded)
+
+
+def _load(draft: Draft, bundle: Bundle, owned: tuple[str, ...], progress: bool) -> None:
+    from bundles.builders.keys import translate
+    from bundles.builders.load import assign
+    from bundles.builders.tensors import read_tensors
+
+    if bundle.weights is None:
+        raise BuildError(f"The bundle {bundle.name} has no weights: pass pretrained=False.")
+    tensors = read_tensors(fetch_weights(bundle.weights, progress=progress))
+    tensors = translate(tensors, bundle.keys, bundle.weights.uri)
+    own = {draft.prefix + name: tensor for name, tensor in tensors.items()}
+    wanted = {n: t for n, t in own.items() if not draft.replaced or not n.startswith(draft.replaced)}
+    assign(draft.model, wanted, bundle.weights.uri, owned=owned, fresh=draft.fresh)
+
+
+def _finish(
+    draft: Draft,
+    plan: FreezePlan | None,
+    pretrained: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    from bundles.freezing.api import put
+    from bundles.freezing.derive import carry_rules
+    from bundles.spec.provenance import provenance
+
+    model = draft.model
+    try:
+        if device is not None or dtype is not None:
+            model = model.to(device=device, dtype=dtype)
+    except (TypeError, RuntimeError) as error:
+        raise BuildError(
+            f"The model cannot go to device={device!r}, dtype={dtype!r} ({str(error).splitlines()[0][:99]}): "
+            f"give a device as 'cpu' or 'cuda:0', a dtype as torch.float16."
+        ) from error
+    unloaded = draft.fresh if pretrained else tuple(model.state_dict())
+    known = provenance(model) if unloaded else {}
+    mark(model, {name: None for name in unloaded if name not in known})
+    model.register_load_state_dict_post_hook(forget)  # type: ignore[no-untyped-call]
+    if draft.rules:
+        carry_rules(model, draft.rules)
+    if plan is not None:
+        put(model, plan)
+    return model
