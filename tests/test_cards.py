@@ -1069,7 +1069,7 @@ def test_a_card_inherits_from_the_defaults_then_its_templates_in_order_then_itse
     ids=["unknown", "no table", "number", "array of tables", "wrong key in it"],
 )
 def test_a_wrong_template_is_named(head: str, line: str, words: str, tmp_path: Path) -> None:
-    (problem,) = problems_of(tmp_path, f"{head}\n[X]\n{line}\n{BODY}")
+    *_, problem = problems_of(tmp_path, f"{head}\n[X]\n{line}\n{BODY}")
     assert problem.startswith(words)
 
 
@@ -1183,3 +1183,18 @@ def test_a_broken_card_says_why_as_an_attribute_too(tmp_path: Path) -> None:
 def test_a_layer_pattern_cannot_run_for_ever() -> None:
     with pytest.raises(bundles.FreezeArgumentError, match="has more than 8 wildcards"):
         bundles.Bundle("X", "torchcrepe", layers={"stem": "*a" * 24 + "~"})
+
+
+# --- companions -----------------------------------------------------------------------------------
+
+
+def test_companions_without_what_they_need_are_refused(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, card('companions = "ctc"'))
+    assert problem.endswith("X.companions 'ctc' needs labels, which the card does not give")
+
+
+def test_templates_do_not_nest_and_say_so_even_where_no_card_asks_for_them(tmp_path: Path) -> None:
+    text = '[templates.a]\ntask = "asr"\n[templates.b]\ntemplates = ["a"]\n[defaults]\ntemplates = ["a"]\n'
+    first, second = problems_of(tmp_path, text)
+    assert "cards.toml:6: defaults.templates does not work there" in first
+    assert "cards.toml:4: templates.b.templates does not work there" in second

@@ -27,6 +27,7 @@ from bundles.errors import BuildArgumentError, FreezeWithoutWeightsWarning, Miss
 from bundles.registry.registry import Registry
 from bundles.spec.bundle import Bundle
 from bundles.spec.companions import COMPANIONS
+from bundles.spec.upstream import wants_progress
 from zoo import SMALL_TACOTRON2, SMALL_WAVERNN, UPSTREAM, WITH_LABELS, Hub, randomized
 
 every = pytest.mark.parametrize("name", UPSTREAM)
@@ -158,6 +159,18 @@ def test_words_are_tokenised_as_by_torchaudio(words: list[str]) -> None:
     ours, theirs = bundles.MMS_FA.get_tokenizer(), UPSTREAM["MMS_FA"].get_tokenizer()
     assert type(ours) is type(theirs)
     assert ours(words) == theirs(words)
+
+
+@pytest.mark.parametrize("kind", ["Tokenizer", "Aligner"])
+def test_the_aligners_interfaces_are_torchaudios(kind: str) -> None:
+    """Upstream's own objects are no instances of the class that it documents, but of that class's base."""
+    made = getattr(bundles.MMS_FA, f"get_{kind.lower()}")()
+    interface = getattr(bundles.MMS_FA, kind)
+    assert interface is getattr(torchaudio.pipelines.Wav2Vec2FABundle, kind)
+    assert isinstance(made, interface.__bases__)
+    assert isinstance(made, interface) == isinstance(
+        getattr(UPSTREAM["MMS_FA"], f"get_{kind.lower()}")(), interface
+    )
 
 
 def test_what_is_no_label_is_no_token() -> None:
@@ -338,6 +351,7 @@ def test_features_are_torchaudios(
     ours = getattr(replace(bundle, assets={**bundle.assets, "global_stats": source}), way)()
     theirs = getattr(UPSTREAM[RNNT], way)()
     assert type(ours) is type(theirs)
+    assert isinstance(ours, bundle.FeatureExtractor.__bases__)
     assert [type(part) for part in ours.pipeline] == [type(part) for part in theirs.pipeline]
     waveform = torch.randn(4000)
     for made, wanted in zip(ours(waveform), theirs(waveform), strict=True):
@@ -368,6 +382,7 @@ def test_tokens_become_torchaudios_text(pieces: bytes, hub: Hub) -> None:
     assets = {**bundle.assets, "sentencepiece": bundles.WeightSource(f"file:{path}")}
     ours, theirs = replace(bundle, assets=assets).get_token_processor(), UPSTREAM[RNNT].get_token_processor()
     assert type(ours) is type(theirs)
+    assert isinstance(ours, bundle.TokenProcessor.__bases__)
     for tokens in ([4096, *range(40)], [4096, 5, 0, 9, 2], [4096], [3, 2, 1]):
         assert ours(tokens) == theirs(tokens)
         assert ours(tokens, lstrip=False) == theirs(tokens, lstrip=False)
@@ -550,6 +565,12 @@ def test_dl_kwargs_that_torchaudio_would_not_take_are_refused(
     assert isinstance(caught.value, TypeError)
 
 
+@pytest.mark.filterwarnings("ignore:dl_kwargs is deprecated:DeprecationWarning")
+def test_dl_kwargs_still_say_whether_there_is_a_progress_bar() -> None:
+    given: list[Any] = [None, {}, {"check_hash": True}, {"progress": True}, {"progress": False}]
+    assert [wants_progress(entries) for entries in given] == [True, True, True, True, False]
+
+
 @doors
 def test_no_dl_kwargs_no_warning(call: Callable[[Any], Any]) -> None:
     assert call(None) is not None  # a warning would be an error
@@ -571,3 +592,14 @@ def test_every_get_model_takes_dl_kwargs_and_checks_them_first(name: str) -> Non
 
 def test_missing_dependency_is_an_import_error() -> None:
     assert issubclass(MissingDependencyError, ImportError)
+
+
+def test_a_bundle_without_what_its_companions_need_says_what() -> None:
+    mine = Bundle("MINE", lambda: nn.Linear(1, 1), metadata={"companions": "ctc"})
+    with pytest.raises(bundles.BuildError, match=r"MINE\.get_labels needs labels, which the bundle has not"):
+        mine.get_labels()
+
+
+def test_griffin_lim_knows_no_misspelt_argument() -> None:
+    with pytest.raises(bundles.BuildArgumentError, match="get_vocoder has no argument freez"):
+        bundles.TACOTRON2_GRIFFINLIM_CHAR_LJSPEECH.get_vocoder(freez=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +19,7 @@ from bundles import heads
 from bundles.builders.head import EncoderWithHead
 from bundles.builders.table import build
 from bundles.builders.torchaudio.wrapper import normalize_each
+from bundles.cli.main import main
 from bundles.errors import (
     BuildArgumentError,
     FreezeWithoutWeightsWarning,
@@ -28,6 +27,7 @@ from bundles.errors import (
     NothingTrainableWarning,
 )
 from bundles.spec.bundle import Bundle
+from bundles.spec.groups import idle_patterns
 from bundles.spec.plan import FreezePlan
 from zoo import (
     KINDS,
@@ -133,9 +133,13 @@ def test_names_and_shapes_are_those_of_torchaudios_module_inside_its_wrapper(nam
     assert sum(p.numel() for p in ours.parameters()) == bundles.get_bundle(name).num_parameters
 
 
-@every
-def test_layer_groups_partition_the_parameters(name: str) -> None:
-    assert_partition(plan_of(name).layer_groups(), [key for key, _ in on_meta(name).named_parameters()])
+@pytest.mark.parametrize("name", [*UPSTREAM, "WAVERNN_8BITS_LJSPEECH"])
+def test_layer_groups_partition_the_parameters_and_no_pattern_is_idle(name: str) -> None:
+    names = [key for key, _ in on_meta(name).named_parameters()]
+    assert_partition(plan_of(name).layer_groups(), names)
+    bundle = bundles.get_bundle(name)
+    head = [f"{bundle.prefix}aux"] if name in SSL else []  # inherited, for the bundles that have labels
+    assert idle_patterns(bundle.rules, names) == head
 
 
 @pytest.mark.parametrize("name", ["WAV2VEC2_XLSR53", "WAVLM_LARGE", "HUBERT_ASR_XLARGE"])
@@ -292,6 +296,17 @@ def test_old_names_of_the_weight_norm_load(hub: Hub, tmp_path: Path) -> None:
     assert same(old_style.get_model(), bundle.get_model())
 
 
+@pytest.mark.parametrize("name", ["VOXPOPULI_ASR_BASE_10K_DE", "MMS_FA"])
+def test_weights_go_into_a_part_of_ones_own_model(name: str, hub: Hub) -> None:
+    bundle = hub.ours(name)
+    whole = bundle.get_model()
+    mine = nn.ModuleDict({"speech": fresh(shrunken(name)), "other": nn.Linear(2, 2)})
+    report = bundles.load_into(mine, bundle, prefix=f"speech.{bundle.prefix}", freeze="loaded")
+    assert same(mine["speech"], whole)
+    assert report.missing == report.unexpected == ()
+    assert trainable(mine) == ["other.weight", "other.bias"]
+
+
 def test_a_file_with_too_few_label_rows_is_not_taken(hub: Hub, tmp_path: Path) -> None:
     bundle = hub.ours("WAV2VEC2_ASR_BASE_960H")
     assert bundle.weights is not None
@@ -384,6 +399,16 @@ def test_a_frozen_encoder_is_exported_in_training_mode(name: str) -> None:
     x = audio()
     exported = torch.export.export(model, (x,))
     assert torch.equal(exported.module()(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("normalize", ["batch", "per_utterance"])
+def test_an_exported_encoder_takes_other_lengths(normalize: str) -> None:
+    model = fresh(shrunken("WAVLM_LARGE", normalize=normalize), freeze=True).train()
+    x = audio()
+    exported = torch.export.export(model, (x, torch.tensor([2000, 1500]))).module()
+    for lengths in (torch.tensor([1800, 900]), torch.tensor([400, 2000])):
+        for made, wanted in zip(exported(x, lengths), model(x, lengths), strict=True):
+            assert torch.equal(made, wanted)
 
 
 def shift_position_bias(model: nn.Module) -> None:
@@ -678,9 +703,15 @@ def test_depth_policies_count_the_same_blocks_behind_a_new_head(name: str, hub: 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
 @pytest.mark.parametrize(
-    "name", ["WAV2VEC2_ASR_BASE_960H", "HUBERT_ASR_LARGE", "MMS_FA", "WAVLM_BASE", "WAVLM_LARGE"]
+    ("name", "frozen"),
+    [
+        ("WAV2VEC2_ASR_BASE_960H", False),
+        ("HUBERT_ASR_LARGE", True),
+        ("MMS_FA", False),
+        ("WAVLM_BASE", True),
+        ("WAVLM_LARGE", False),
+    ],
 )
 def test_a_model_that_torchaudio_scripts_can_be_scripted(name: str, frozen: bool, hub: Hub) -> None:
     theirs, x = hub.theirs(name).get_model(), audio(1)
@@ -777,7 +808,9 @@ def test_statistics_of_the_frozen_encoder_stay_and_those_of_the_postnet_move(tac
     assert moved(tacotron2.get_model()) == names
 
 
-def test_what_is_always_random_is_said_by_the_groups_the_plan_and_the_command_line(tacotron2: Bundle) -> None:
+def test_what_is_always_random_is_said_by_the_groups_the_plan_and_the_command_line(
+    tacotron2: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = tacotron2.get_model(freeze=True)
     lines = str(bundles.layer_groups(model)).splitlines()
     assert [line for line in lines if "always noise" in line] == [
@@ -789,9 +822,9 @@ def test_what_is_always_random_is_said_by_the_groups_the_plan_and_the_command_li
     again = bundles.FreezePlan.from_json(plan.to_json())
     assert again == plan
     assert [group.always for group in again.layer_groups()] == [group.always for group in plan.groups]
-    program = str(Path(sys.executable).with_name("bundles"))
-    done = subprocess.run([program, "plan", TTS[0]], capture_output=True, text=True, check=True)
-    marked = [line.split()[0] for line in done.stdout.splitlines() if "(always noise)" in line]
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", TTS[0]])
+    marked = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "(always noise)" in line]
     assert marked == ["prenet"]
 
 
@@ -816,3 +849,17 @@ def test_the_frozen_vocoder_holds_its_statistics() -> None:
     frozen = fresh(bundle, freeze=True)
     before = frozen(wave, mel)
     assert torch.equal(frozen.train()(wave, mel), before)
+
+
+# --- into somebody's own model --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_load_into_takes_the_names_of_the_bundle_s_own_model(name: str, hub: Hub) -> None:
+    bundle = hub.ours(name)
+    built = bundle.get_model()
+    own = nn.ModuleDict({"encoder": replace(bundle, weights=None).get_model(pretrained=False)})
+    report = bundles.load_into(own, bundle, prefix="encoder.")
+    assert (report.missing, report.unexpected) == ((), ())
+    ours = own["encoder"].state_dict()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in built.state_dict().items())

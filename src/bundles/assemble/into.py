@@ -12,7 +12,6 @@ from bundles.assemble.weights import fetch_weights
 from bundles.errors import BuildError, WeightsFileError
 from bundles.registry.default import get_bundle
 from bundles.spec.bundle import Bundle
-from bundles.spec.keys import KeyMap
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.policy import Loaded, Nothing
 from bundles.spec.source import WeightSource
@@ -38,7 +37,8 @@ def load_into(
         module: the model; its tensors are written in place, so optimizers keep theirs.
         bundle_or_file: a bundle, its name, or the path of a safetensors file or checkpoint.
         prefix: where in the model, as ``"encoder."``.
-        source_prefix: where in the file.
+        source_prefix: where in the file, or among the names of the bundle's own model, which begin with
+            ``model.`` where its builder wraps it.
         freeze: a policy on the whole model; ``"loaded"`` or ``True`` freezes exactly what came from
             this file, and what came from others before.
         freeze_mode: a preset or ``FreezeMode``; ``"eval"`` without it.
@@ -68,8 +68,11 @@ def load_into(
     from bundles.freezing.api import plan_for, put
 
     policy, mode = merge_request(Loaded(), parse_mode("eval"), freeze, freeze_mode)
-    source, keys = _weights_of(bundle_or_file)
-    tensors = translate(read_tensors(fetch_weights(source)), keys, source.uri)
+    source, bundle = _weights_of(bundle_or_file)
+    tensors = read_tensors(fetch_weights(source))
+    if bundle is not None:
+        named = translate(tensors, bundle.keys, source.uri)
+        tensors = {bundle.prefix + name: tensor for name, tensor in named.items()}
     fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
     plan = None if policy == Nothing() else plan_for(module, policy, mode, loaded=fitted.report.loaded)
     copy_into(module, fitted)
@@ -80,22 +83,22 @@ def load_into(
 
 def _weights_of(
     bundle_or_file: Bundle | WeightSource | str | os.PathLike[str],
-) -> tuple[WeightSource, KeyMap]:
+) -> tuple[WeightSource, Bundle | None]:
     if isinstance(bundle_or_file, WeightSource):
-        return bundle_or_file, KeyMap()
+        return bundle_or_file, None
     if isinstance(bundle_or_file, str) and re.match(r"[a-z]{2,}:", bundle_or_file):
-        return WeightSource(bundle_or_file), KeyMap()  # an address; one letter and a colon is a drive
+        return WeightSource(bundle_or_file), None  # an address; one letter and a colon is a drive
     if isinstance(bundle_or_file, str) and not _looks_like_file(bundle_or_file):
         bundle_or_file = get_bundle(bundle_or_file)
     if isinstance(bundle_or_file, Bundle):
         if bundle_or_file.weights is None:
             raise BuildError(f"The bundle {bundle_or_file.name} has no weights to load.")
-        return bundle_or_file.weights, bundle_or_file.keys
+        return bundle_or_file.weights, bundle_or_file
     if not isinstance(bundle_or_file, str | os.PathLike):
         raise WeightsFileError(
             f"A {type(bundle_or_file).__name__} is no weight source: give a bundle, its name, or a path."
         )
-    return WeightSource(f"file:{os.fspath(bundle_or_file)}"), KeyMap()
+    return WeightSource(f"file:{os.fspath(bundle_or_file)}"), None
 
 
 def _looks_like_file(text: str) -> bool:

@@ -14,7 +14,7 @@ from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.policy import FreezePolicy, Nothing, parse_policy
 
 Freeze = bool | str | FreezePolicy
-_ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "dl_kwargs")
+ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "dl_kwargs")
 
 
 def bundle_of(bundle: Bundle | str) -> Bundle:
@@ -35,7 +35,7 @@ def with_options(bundle: Bundle, options: Mapping[str, Any]) -> Bundle:
     known = options_of(bundle.builder, bundle.architecture)
     for name, value in options.items():
         if name not in known:
-            takes = ", ".join((*_ARGUMENTS, *known))
+            takes = ", ".join((*ARGUMENTS, *known))
             raise BuildArgumentError(
                 f"get_model of {bundle.name} has no argument {name!r}: it takes {takes}."
             )

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundles.assemble.request import ARGUMENTS
 from bundles.builders.require import require
-from bundles.errors import UnsafeWeightsError
+from bundles.errors import BuildArgumentError, UnsafeWeightsError
 from bundles.registry.default import get_bundle
 from bundles.sources.fetch import fetch
 from bundles.spec.bundle import Bundle
@@ -63,6 +64,8 @@ def get_vocoder(bundle: Bundle, *, dl_kwargs: Mapping[str, Any] | None = None, *
     synthesis = require("torchaudio.pipelines._tts.impl")
     if bundle.metadata["vocoder"] == GRIFFIN_LIM:
         wants_progress(dl_kwargs)  # nothing is fetched, but what is deprecated is so everywhere
+        if unknown := sorted(arguments.keys() - set(ARGUMENTS)):
+            raise BuildArgumentError(f"get_vocoder has no argument {', '.join(unknown)}.")
         griffin_lim: nn.Module = synthesis._GriffinLimVocoder()
         return griffin_lim.to(device=arguments.get("device"), dtype=arguments.get("dtype"))
     wavernn = get_bundle(bundle.metadata["vocoder"]).get_model(dl_kwargs=dl_kwargs, **arguments)

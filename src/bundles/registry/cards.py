@@ -63,6 +63,7 @@ def read_card_file(path: str) -> CardFile:
         if not isinstance(value, dict):
             found.problems.append(_problem(path, places, (key,), "is not a table"))
             shared[key] = {}
+    found.problems.extend(_problem(path, places, *problem) for problem in _shared_problems(**shared))
     for name, table in tables.items():
         card, problems = _read_card(name, table, **shared)
         if problems:
@@ -142,11 +143,23 @@ def _read_card(name: str, table: Any, defaults: Card, templates: Card) -> tuple[
     return card, [*problems, *problems_of(card), *_paths_outside(card)]
 
 
+def _shared_problems(defaults: Card, templates: Card) -> Iterator[Problem]:
+    """What is wrong with tables that are inherited, whether or not a card asks for them."""
+    tables: dict[Path, Any] = {("defaults",): defaults}
+    tables |= {("templates", name): table for name, table in templates.items()}
+    for path, table in tables.items():
+        if not isinstance(table, dict):
+            yield path, "is not a table"
+        elif "templates" in table:
+            yield (*path, "templates"), "does not work there: only a bundle's own table asks for templates"
+
+
 def _template_problem(asked: Any, templates: Card) -> str | None:
     if not isinstance(asked, list) or not all(isinstance(key, str) for key in asked):
         return f"{shown(asked)} is not a list of templates, as in ['large']"
-    unknown = [key for key in asked if not isinstance(templates.get(key), dict)]
-    there = ", ".join(templates) or "none in this file"
+    known = [key for key, table in templates.items() if isinstance(table, dict)]
+    unknown = [key for key in asked if key not in known]
+    there = ", ".join(known) or "none in this file"
     return f"{shown(unknown[0])} is not a template; there is {there}" if unknown else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bundles.errors import BundlesError
 from bundles.spec.architectures import ARCHITECTURES, argument_problem, missing_arguments
-from bundles.spec.companions import COMPANIONS
+from bundles.spec.companions import COMPANIONS, NEEDS
 from bundles.spec.groups import parse_rules
 from bundles.spec.keys import key_map_problems
 from bundles.spec.mode import parse_mode
@@ -130,6 +130,10 @@ def _check_prefix(prefix: str, card: Mapping[str, Any]) -> Iterator[Problem]:
 def _check_companions(kind: str, card: Mapping[str, Any]) -> Iterator[Problem]:
     if kind not in COMPANIONS:
         yield ("companions",), f"{shown(kind)} is not a kind of companions; there is {', '.join(COMPANIONS)}"
+        return
+    tables = [table for key in ("extra", "assets") if isinstance(table := card.get(key), Mapping)]
+    if missing := [need for need in NEEDS[kind] if not any(need in table for table in (card, *tables))]:
+        yield ("companions",), f"{shown(kind)} needs {', '.join(missing)}, which the card does not give"
 
 
 def _check_layers(layers: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
