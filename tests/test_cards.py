@@ -672,14 +672,14 @@ LINES: dict[str, tuple[str, str]] = {
         """,
         "cards.toml:9: A.task",
     ),
-    "below a multi-line array of arrays": (
+    "below a multi-line array with a bracket in a comment": (
         """\
         [A]
         builder = "torchcrepe"
         architecture.model = "tiny"
-        labels = [
-            ["a"],
-            ["b"],
+        input_shape = [
+            1, # [a]
+            2,
         ]
         layers.head = "*"
         task = 3
@@ -1198,3 +1198,27 @@ def test_templates_do_not_nest_and_say_so_even_where_no_card_asks_for_them(tmp_p
     first, second = problems_of(tmp_path, text)
     assert "cards.toml:6: defaults.templates does not work there" in first
     assert "cards.toml:4: templates.b.templates does not work there" in second
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('labels = ["a", 3]', "X.labels ['a', 3] is not a list of at most 10,000 strings"),
+        ('text_unit = "word"', "X.text_unit 'word' is not one of 'character', 'phoneme'"),
+        ("extra.__class__ = 'x'", "X.extra.__class__ 'x' is not text"),
+        ("extra.get_labels = 'x'", "X.extra.get_labels 'x' is not text"),
+        ("keys.drop_rows.a = [-1]", "X.keys.drop_rows {'a': [-1]} is not a table of lists of row numbers"),
+    ],
+)
+def test_words_units_and_names_of_ones_own_are_checked(line: str, words: str, tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, card(line))
+    assert words in problem
+
+
+def test_a_key_map_made_in_python_is_checked_too() -> None:
+    with pytest.raises(bundles.BuildError, match=r"drop_rows= of a KeyMap: \{'a': \[-1\]\} is not a table"):
+        bundles.Bundle("MINE", "torchcrepe", keys={"drop_rows": {"a": [-1]}})  # type: ignore[arg-type]
+    plain: dict[str, Any] = {"keys": {"rename": {".a": ".b"}}, "assets": {"x": "file:y"}}
+    made = bundles.Bundle("MINE", "torchcrepe", **plain)
+    assert made.keys.name_of("m.a") == "m.b"
+    assert made.assets["x"].scheme == "file"

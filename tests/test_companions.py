@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import json
@@ -449,7 +450,7 @@ import bundles
 for call in {calls!r}:
     try:
         eval(call)
-    except bundles.MissingDependencyError as error:
+    except (bundles.MissingDependencyError, AttributeError) as error:
         print(call, "->", error)
 """
 
@@ -479,7 +480,7 @@ def test_without_torchaudio_every_door_says_what_to_type_before_it_fetches_anyth
     calls = [
         "bundles.MMS_FA.get_tokenizer()",
         "bundles.MMS_FA.get_aligner()",
-        "bundles.MMS_FA.Aligner",
+        "bundles.MMS_FA.Aligner",  # an AttributeError, so that hasattr and inspect walk over it
         "bundles.TACOTRON2_GRIFFINLIM_CHAR_LJSPEECH.get_text_processor()",
         "bundles.TACOTRON2_WAVERNN_CHAR_LJSPEECH.get_vocoder()",
         "bundles.TACOTRON2_WAVERNN_CHAR_LJSPEECH.get_tacotron2()",
@@ -603,3 +604,10 @@ def test_a_bundle_without_what_its_companions_need_says_what() -> None:
 def test_griffin_lim_knows_no_misspelt_argument() -> None:
     with pytest.raises(bundles.BuildArgumentError, match="get_vocoder has no argument freez"):
         bundles.TACOTRON2_GRIFFINLIM_CHAR_LJSPEECH.get_vocoder(freez=True)
+
+
+def test_attributes_can_be_walked_whatever_is_missing() -> None:
+    mine = Bundle("MINE", lambda: nn.Linear(1, 1), metadata={"companions": "ctc", "__deepcopy__": "no"})
+    assert hasattr(mine, "get_labels")
+    assert dict(inspect.getmembers(mine))["name"] == "MINE"
+    assert copy.deepcopy(mine) == mine

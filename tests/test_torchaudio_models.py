@@ -653,7 +653,8 @@ def test_a_plain_head_takes_the_slot_where_there_is_one(name: str, hub: Hub) -> 
     assert trainable(model) == [f"{slot}.weight", f"{slot}.bias"]
     assert_partition(bundles.layer_groups(model), [key for key, _ in model.named_parameters()])
     out, frames = model(audio(), torch.tensor([2000, 1200]))
-    assert out.shape[-1] == 5 + (name == "MMS_FA")
+    assert out.shape[-1] == 5
+    assert not torch.allclose(out.exp().sum(-1), torch.ones(()))  # what follows MMS_FA's own head is gone
     assert frames[0] == out.shape[1] > frames[1]
 
 
@@ -863,3 +864,40 @@ def test_load_into_takes_the_names_of_the_bundle_s_own_model(name: str, hub: Hub
     assert (report.missing, report.unexpected) == ((), ())
     ours = own["encoder"].state_dict()
     assert all(torch.equal(ours[key], tensor) for key, tensor in built.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["WAV2VEC2_BASE", "HUBERT_ASR_LARGE", "MMS_FA"])
+def test_load_into_takes_the_file_s_names_too_as_an_unwrapped_model_has_them(name: str, hub: Hub) -> None:
+    upstream = hub.theirs(name)
+    own = utils._get_model(upstream._model_type, upstream._params)
+    report = bundles.load_into(own, hub.ours(name))
+    assert (report.missing, report.unexpected) == ((), ())
+    theirs = upstream.get_model().state_dict()
+    prefix = "model." if name in WRAPPED else ""
+    assert all(torch.equal(theirs[prefix + key], tensor) for key, tensor in own.state_dict().items())
+
+
+# --- what cannot be built -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"encoder_num_heads": 7}, {"extractor_conv_layer_config": [[1, 2]]}])
+def test_values_that_do_not_go_together_are_a_build_error(change: dict[str, Any]) -> None:
+    bundle = shrunken("HUBERT_BASE", **change)
+    with pytest.raises(bundles.BuildError, match=r"The architecture of HUBERT_BASE cannot be built \(\w+: "):
+        bundle.plan()
+
+
+@pytest.mark.parametrize("name", ["SQUIM_OBJECTIVE", "EMFORMER_RNNT_BASE_LIBRISPEECH", "HDEMUCS_HIGH_MUSDB"])
+def test_a_head_behind_a_model_without_features_is_refused(name: str) -> None:
+    with pytest.raises(bundles.HeadError, match=f"{name} returns no features that a head could follow"):
+        bundles.get_bundle(name).plan(head=nn.Linear(3, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")
+def test_per_utterance_normalisation_scripts_and_survives_odd_lengths(hub: Hub) -> None:
+    model = hub.ours("HUBERT_ASR_LARGE").get_model(normalize="per_utterance")
+    waves, lengths = torch.randn(3, 2000), torch.tensor([2000, 9999, 0])
+    with torch.no_grad():
+        expected = model(waves, lengths.clamp(max=2000))[0]
+        assert torch.equal(model(waves, lengths)[0], expected)
+        assert torch.allclose(torch.jit.script(model)(waves, lengths)[0], expected, atol=1e-5)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bundles.spec.architectures import without_end
+from bundles.spec.architectures import without_end, without_tail
 from bundles.spec.bundle import Bundle
 from bundles.spec.groups import (
     LayerGroups,
@@ -63,7 +63,9 @@ def build_draft(
         return _draft(build(bundle, parameters=parameters), bundle.rules, bundle.prefix)
     made = make_head(bundle, head)
     own = bundle.prefix + bundle.head_slot if bundle.head_slot else None
-    if not fits_slot(made):
+    if fits_slot(made):
+        bundle = replace(bundle, architecture=without_tail(bundle.builder, bundle.architecture))
+    else:
         bundle = _headless(bundle)
     slot = own if bundle.head_slot else None
     model = attach_head(build(bundle, parameters=parameters), slot, made)

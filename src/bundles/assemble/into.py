@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bundles.assemble.request import Freeze, merge_request
 from bundles.assemble.weights import fetch_weights
-from bundles.errors import BuildError, WeightsFileError
+from bundles.errors import BuildError, StateDictMismatchError, WeightsFileError
 from bundles.registry.default import get_bundle
 from bundles.spec.bundle import Bundle
 from bundles.spec.mode import FreezeMode, parse_mode
@@ -37,8 +37,8 @@ def load_into(
         module: the model; its tensors are written in place, so optimizers keep theirs.
         bundle_or_file: a bundle, its name, or the path of a safetensors file or checkpoint.
         prefix: where in the model, as ``"encoder."``.
-        source_prefix: where in the file, or among the names of the bundle's own model, which begin with
-            ``model.`` where its builder wraps it.
+        source_prefix: where in the file. Of a bundle whose builder wraps the model, both the wrapped
+            names (``model.encoder...``) and the file's own are understood.
         freeze: a policy on the whole model; ``"loaded"`` or ``True`` freezes exactly what came from
             this file, and what came from others before.
         freeze_mode: a preset or ``FreezeMode``; ``"eval"`` without it.
@@ -71,9 +71,14 @@ def load_into(
     source, bundle = _weights_of(bundle_or_file)
     tensors = read_tensors(fetch_weights(source))
     if bundle is not None:
-        named = translate(tensors, bundle.keys, source.uri)
-        tensors = {bundle.prefix + name: tensor for name, tensor in named.items()}
-    fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
+        tensors = translate(tensors, bundle.keys, source.uri)
+    own = {bundle.prefix + name: tensor for name, tensor in tensors.items()} if bundle else tensors
+    try:
+        fitted = fit(module, own, source.uri, prefix=prefix, source_prefix=source_prefix)
+    except StateDictMismatchError as error:
+        if own.keys() == tensors.keys() or error.mismatched:
+            raise
+        fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
     plan = None if policy == Nothing() else plan_for(module, policy, mode, loaded=fitted.report.loaded)
     copy_into(module, fitted)
     if plan is not None:

@@ -45,8 +45,8 @@ _DRAWS = _methods(
 _VIEWS = frozenset((torch.Tensor.data.__get__, torch.Tensor.detach))  # type: ignore[attr-defined]
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]  # trunc_normal_ asks before it draws
 
-# What is done, to a parameter that was not filled, instead of what is asked. Any of these would touch all
-# of its memory, and its values would mean nothing: it is to be loaded.
+# What is done, to a parameter that was not filled, instead of what is asked. Any of these would touch all of
+# its memory, and what comes out would mean nothing.
 _STAND_INS: dict[Any, Callable[..., torch.Tensor]] = {
     **dict.fromkeys(_methods("mul_", "div_", "add_", "sub_", "clamp_", "erfinv_"), _itself),
     **dict.fromkeys(_methods("__imul__", "__itruediv__", "__iadd__", "__isub__"), _itself),
@@ -67,9 +67,10 @@ class _SkipInit(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # By address, since parameters are handed on as .data or wrapped anew; kept, so that it stays theirs.
-        self._parameters: dict[int, torch.Tensor] = {}
-        self._unfilled: dict[int, torch.Tensor] = {}
+        # By address, since parameters are handed on as .data or wrapped anew; the memory at each is kept, so
+        # that nothing else comes to lie there.
+        self._parameters: dict[int, torch.UntypedStorage] = {}
+        self._unfilled: dict[int, torch.UntypedStorage] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -84,13 +85,14 @@ class _SkipInit(TorchFunctionMode):
 
     def _stand_in(self, kind: str, func: Any, target: torch.Tensor) -> Callable[..., Any] | None:
         """Return what to do to a tensor instead of calling a function on it, or ``None``."""
-        place, is_parameter = target.data_ptr(), isinstance(target, nn.Parameter)
-        if kind == "asks":
-            return _yes if is_parameter else None
+        is_parameter = isinstance(target, nn.Parameter)
+        if kind == "asks" or target.layout != torch.strided:
+            return _yes if kind == "asks" and is_parameter else None
+        place = target.data_ptr()
         if kind == "views" and is_parameter:
-            self._parameters[place] = target
+            self._parameters[place] = target.untyped_storage()
         elif kind == "draws" and (is_parameter or place in self._parameters):
-            self._unfilled[place] = target
+            self._unfilled[place] = target.untyped_storage()
             return _itself
         elif kind == "computes" and (place in self._unfilled or target.is_meta):
             return _STAND_INS[func]
@@ -99,7 +101,7 @@ class _SkipInit(TorchFunctionMode):
         return None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _kind(func: Any) -> str | None:
     """Return what a function does that matters here; for most it is nothing."""
     name = getattr(func, "__name__", "")

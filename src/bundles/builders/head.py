@@ -9,6 +9,7 @@ from torch import nn
 
 from bundles.errors import HeadError
 from bundles.heads.protocol import takes_lengths, uses_layers
+from bundles.spec.architectures import WITHOUT_FEATURES
 from bundles.spec.bundle import Bundle
 
 Head = nn.Module | Callable[[int], nn.Module]
@@ -75,6 +76,8 @@ def make_head(bundle: Bundle, head: Head) -> nn.Module:
     Raises:
         HeadError: the size is unknown, differs from that of the head, or nothing of use is given.
     """
+    if bundle.builder in WITHOUT_FEATURES and bundle.head_slot is None:
+        raise HeadError(f"{bundle.name} returns no features that a head could follow: leave head= out.")
     made = head if isinstance(head, nn.Module) else _call(bundle, head)
     wanted = getattr(made, "in_features", bundle.num_features)
     if bundle.num_features is not None and wanted != bundle.num_features:

@@ -27,7 +27,7 @@ def translate(tensors: Mapping[str, torch.Tensor], keys: KeyMap, source: str) ->
 
 
 def _without(tensor: torch.Tensor, name: str, keys: KeyMap, source: str) -> torch.Tensor:
-    rows = keys.drop_rows.get(name)
+    rows = frozenset(keys.drop_rows.get(name, ()))
     if not rows:
         return tensor
     count = tensor.shape[0] if tensor.dim() else 0

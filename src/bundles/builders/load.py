@@ -54,7 +54,9 @@ def assign(
         model: its parameters may be empty or on the meta device.
         tensors: by the model's names; the model keeps them.
         source: recorded as their provenance.
-        owned: names that are copied all the same, since training would copy them page by page.
+        owned: names that are copied all the same: those that a freeze leaves to train. A mapped tensor
+            that trains is copied page by page at its first step, which takes longer and is as good
+            afterwards; so where no freeze says what will train, nothing is owned.
         fresh: names that are left as they are: a new head.
 
     Raises:
@@ -68,10 +70,10 @@ def assign(
         raise mismatch_error(source, _less(state, tensors), _less(tensors, state), wrong)
     ready = {name: _fitted(tensor, state.get(name), name in owned) for name, tensor in tensors.items()}
     if ready.keys() == state.keys() and takes_data(model, state.values()):
-        for name in reversed(state):  # the first name of a tie last
-            state[name].data = ready[
-                name
-            ]  # the parameter stays itself, for its ties and whoever else holds it
+        # So that each parameter stays itself, for its ties and for whoever else holds it. Backwards, so that
+        # of a tie that the file has twice the first name counts, as it does for torch.
+        for name in reversed(state):
+            state[name].data = ready[name]
     else:
         _load_as_torch_does(model, state, ready, tied, source)
     if left := sorted(left_on_meta(model)):

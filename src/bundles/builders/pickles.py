@@ -62,7 +62,9 @@ def _load(path: Path) -> object:
 
 
 def _is_entry(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+    name, tensor = item
+    is_name = isinstance(name, str) and name.isprintable() and name != "__metadata__"
+    return is_name and isinstance(tensor, torch.Tensor)
 
 
 def _shape(state: object) -> str:

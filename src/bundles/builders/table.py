@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from bundles.builders.construct import on_meta, without_init
-from bundles.errors import BuildError
+from bundles.errors import BuildError, BundlesError
 from bundles.spec.bundle import Bundle
 
 # key -> "module:function", imported at first use; the keys are those of spec.architectures.
@@ -37,7 +37,7 @@ def build(bundle: Bundle, *, parameters: str = "initialised") -> nn.Module:
 
     Raises:
         MissingDependencyError: the builder's library is absent or broken.
-        BuildError: the builder returns something else than a module.
+        BuildError: the builder returns something else than a module, or a card's values cannot be built.
     """
     make = _builder(bundle)
 
@@ -45,16 +45,28 @@ def build(bundle: Bundle, *, parameters: str = "initialised") -> nn.Module:
         return make(**dict(bundle.architecture))
 
     try:
-        module = _CONSTRUCT[parameters](construct)
-    except (RuntimeError, NotImplementedError):
-        if parameters != "meta":
+        module = _constructed(construct, parameters)
+    except (ValueError, TypeError, AssertionError, IndexError) as error:
+        if isinstance(error, BundlesError) or callable(bundle.builder):
             raise
-        module = without_init(construct)  # a builder that looks at values, which there are none on meta
+        raise BuildError(
+            f"The architecture of {bundle.name} cannot be built ({type(error).__name__}: {error}): check the "
+            f"values in its card."
+        ) from error
     if not isinstance(module, nn.Module):
         raise BuildError(
             f"The builder of {bundle.name} returned a {type(module).__name__}: it must return an nn.Module."
         )
     return module
+
+
+def _constructed(construct: Callable[[], nn.Module], parameters: str) -> nn.Module:
+    try:
+        return _CONSTRUCT[parameters](construct)
+    except (RuntimeError, NotImplementedError):
+        if parameters != "meta":
+            raise
+        return without_init(construct)  # a builder that looks at values, which there are none on meta
 
 
 _CONSTRUCT: dict[str, Callable[[Callable[[], nn.Module]], nn.Module]] = {

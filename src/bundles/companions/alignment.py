@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from bundles.builders.require import require
+from bundles.companions.needs import needs
 from bundles.spec.bundle import Bundle
 
 
+@needs("labels")
 def get_labels(bundle: Bundle, star: str | None = "*", blank: str = "-") -> tuple[str, ...]:
     """Return what each output of the model stands for, the blank first and the star last.
 
@@ -24,6 +26,7 @@ def get_labels(bundle: Bundle, star: str | None = "*", blank: str = "-") -> tupl
     return labels if star is None else (*labels, star)
 
 
+@needs("labels")
 def get_dict(bundle: Bundle, star: str | None = "*", blank: str = "-") -> dict[str, int]:
     """Return label -> output of the model.
 
@@ -34,6 +37,7 @@ def get_dict(bundle: Bundle, star: str | None = "*", blank: str = "-") -> dict[s
     return {label: index for index, label in enumerate(get_labels(bundle, star=star, blank=blank))}
 
 
+@needs("labels")
 def get_tokenizer(bundle: Bundle) -> Any:
     """Return a callable from words, spelt in the bundle's labels, to lists of tokens.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bundles.companions.needs import needs
 from bundles.spec.bundle import Bundle
 
 
+@needs("labels")
 def get_labels(bundle: Bundle, *, blank: str = "-") -> tuple[str, ...]:
     """Return what each output of the model stands for, the blank first.
 

@@ -8,25 +8,20 @@ from types import MethodType
 from typing import Any
 
 from bundles.builders.require import require
-from bundles.errors import BuildError
+from bundles.errors import MissingDependencyError
 from bundles.spec.bundle import Bundle
-from bundles.spec.companions import NEEDS
 
 
 def find_companion(bundle: Bundle, place: str) -> Any:
     """Return a function of ours as a method of the bundle, anything else as it is.
 
     Raises:
-        BuildError: the bundle lacks what its companions need, as labels.
-        MissingDependencyError: the upstream library that defines it is absent or broken.
+        AttributeError: the upstream library that defines it is absent or broken; it says what to type.
     """
     module, _, name = place.partition(":")
-    needs = NEEDS.get(bundle.metadata.get("companions", ""), ())
-    if missing := [need for need in needs if need not in bundle.metadata and need not in bundle.assets]:
-        raise BuildError(
-            f"{bundle.name}.{name} needs {', '.join(missing)}, which the bundle has not: give "
-            f"Bundle(metadata=, assets=) with them."
-        )
     if module.startswith("bundles."):
         return MethodType(getattr(import_module(module), name), bundle)
-    return reduce(getattr, name.split("."), require(module))
+    try:
+        return reduce(getattr, name.split("."), require(module))
+    except MissingDependencyError as error:  # hasattr and dir walk over it
+        raise AttributeError(str(error)) from error

@@ -13,6 +13,7 @@ from torch import nn
 
 from bundles.assemble.request import ARGUMENTS
 from bundles.builders.require import require
+from bundles.companions.needs import needs
 from bundles.errors import BuildArgumentError, UnsafeWeightsError
 from bundles.registry.default import get_bundle
 from bundles.sources.fetch import fetch
@@ -29,6 +30,7 @@ def get_tacotron2(
     return bundle.get_model(dl_kwargs=dl_kwargs, **arguments)
 
 
+@needs("text_unit")
 def get_text_processor(bundle: Bundle, *, dl_kwargs: Mapping[str, Any] | None = None) -> Any:
     """Return a callable from texts to tokens ``[batch, tokens]`` and their lengths ``[batch]``.
 
@@ -48,13 +50,17 @@ def get_text_processor(bundle: Bundle, *, dl_kwargs: Mapping[str, Any] | None = 
     return _phone_processor(synthesis, fetch(bundle.assets["phonemizer"], progress=progress))
 
 
-def get_vocoder(bundle: Bundle, *, dl_kwargs: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:
+@needs("vocoder")
+def get_vocoder(
+    bundle: Bundle, /, *, dl_kwargs: Mapping[str, Any] | None = None, **arguments: Any
+) -> nn.Module:
     """Return a module from mel spectrograms ``[batch, n_mels, frames]`` to waveforms ``[batch, samples]``.
 
     Args:
         bundle: that of the model.
         dl_kwargs: torchaudio's, deprecated.
-        arguments: those of :func:`bundles.get_model` for the vocoder's own bundle, as ``freeze=True``;
+        arguments: those of :func:`bundles.get_model` for the vocoder's own bundle, as ``freeze=True``,
+            whose model sits inside;
             Griffin-Lim has no weights, so that only ``device`` and ``dtype`` mean something to it.
 
     >>> import bundles
@@ -70,7 +76,7 @@ def get_vocoder(bundle: Bundle, *, dl_kwargs: Mapping[str, Any] | None = None, *
         return griffin_lim.to(device=arguments.get("device"), dtype=arguments.get("dtype"))
     wavernn = get_bundle(bundle.metadata["vocoder"]).get_model(dl_kwargs=dl_kwargs, **arguments)
     vocoder: nn.Module = synthesis._WaveRNNVocoder(wavernn)
-    return vocoder
+    return vocoder.eval()
 
 
 def _phone_processor(synthesis: Any, checkpoint: Path) -> Any:

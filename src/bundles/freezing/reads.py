@@ -42,7 +42,7 @@ def _words(module: nn.Module) -> frozenset[str]:
     own += [module.__dict__["forward"]] if "forward" in module.__dict__ else []
     if cls not in _known:
         _known[cls] = _reachable(cls, _entries(cls))
-    return _known[cls] | _reachable(cls, own)
+    return _known[cls] | _reachable(cls, own) if own else _known[cls]
 
 
 _known: dict[type[nn.Module], frozenset[str]] = {}

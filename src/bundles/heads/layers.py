@@ -27,7 +27,7 @@ class WeightedLayers(nn.Module):
             takes them.
         normalize: whether each frame of each layer is brought to mean 0 and variance 1 before the sum: for
             encoders whose layers grow from one to the next and have their only norm after the last, which
-            ``extract_features`` leaves out, as in the large models.
+            ``extract_features`` leaves out, as those with a ``norm`` group.
 
     Raises:
         HeadError: ``num_layers`` is no positive number, or the head fits no sum of this size.

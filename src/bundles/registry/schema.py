@@ -148,6 +148,16 @@ def _check_input_shape(shape: list[Any], card: Mapping[str, Any]) -> Iterator[Pr
         yield ("input_shape",), f"{shown(shape)} is not a list of positive sizes, as in [16, 1024]"
 
 
+def _check_words(key: str, words: list[Any]) -> Iterator[Problem]:
+    if len(words) > 10_000 or not all(isinstance(word, str) for word in words):
+        yield (key,), f"{shown(words)} is not a list of at most 10,000 strings"
+
+
+def _check_text_unit(unit: str, card: Mapping[str, Any]) -> Iterator[Problem]:
+    if unit not in ("character", "phoneme"):
+        yield ("text_unit",), f"{shown(unit)} is not one of 'character', 'phoneme'"
+
+
 def _check_policy(policy: str, card: Mapping[str, Any]) -> Iterator[Problem]:
     return _attempt(("freeze",), lambda: parse_policy(policy))
 
@@ -159,7 +169,10 @@ def _check_mode(mode: str, card: Mapping[str, Any]) -> Iterator[Problem]:
 def _check_extra(extra: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:
     for key, value in extra.items():
         plain = type(value) in (str, float, bool) or (type(value) is int and abs(value) < 2**63)
-        if key in FIELDS or not plain:
+        named = (
+            key.isidentifier() and not key.startswith("_") and not any(key in c for c in COMPANIONS.values())
+        )
+        if key in FIELDS or not plain or not named:
             yield ("extra", key), f"{shown(value)} is not text, number or true/false under a key of its own"
 
 
@@ -183,4 +196,7 @@ _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Problem]]] = {
     "freeze_mode": _check_mode,
     "extra": _check_extra,
     "input_shape": _check_input_shape,
+    "labels": lambda labels, card: _check_words("labels", labels),
+    "languages": lambda languages, card: _check_words("languages", languages),
+    "text_unit": _check_text_unit,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ class Argument:
             a list of such lists.
         required: whether a card must give it.
         option: whether ``get_model`` takes it too, where the card gives it.
-        headless: the value at which the model ends in its features, for a head that follows it;
-            ``...`` where that has nothing to do with the end of the model.
+        headless: the value at which the model ends in its features, for a head that follows it (``False``
+            switches off what follows a head); ``...`` where it has nothing to do with the model's end.
     """
 
     accepts: Any
@@ -27,6 +27,16 @@ class Argument:
     option: bool = False
     headless: Any = ...
 
+
+_MOST = 100_000  # of anything: layers, features, steps; a card is not to exhaust the memory
+# Builders whose models return no features that a head could follow.
+WITHOUT_FEATURES = frozenset(
+    f"torchaudio_{name}"
+    for name in (
+        *("conv_tasnet", "emformer_rnnt", "hdemucs", "squim_objective", "squim_subjective"),
+        *("tacotron2", "wavernn"),
+    )
+)
 
 _NORMALIZE = Argument(("batch", "per_utterance"), required=False, option=True)
 
@@ -127,8 +137,19 @@ def options_of(builder: object, architecture: Mapping[str, Any]) -> tuple[str, .
 
 def without_end(builder: object, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with which the model ends in its features instead of in a head of its own."""
+    return _ending(builder, architecture, lambda value: value is not ...)
+
+
+def without_tail(builder: object, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with which the model ends in its head: nothing made for the old one follows."""
+    return _ending(builder, architecture, lambda value: value is False)
+
+
+def _ending(
+    builder: object, architecture: Mapping[str, Any], counts: Callable[[Any], bool]
+) -> dict[str, Any]:
     arguments = ARCHITECTURES.get(builder, {}) if isinstance(builder, str) else {}
-    ends = {name: arg.headless for name, arg in arguments.items() if arg.headless is not ...}
+    ends = {name: arg.headless for name, arg in arguments.items() if counts(arg.headless)}
     return {name: ends.get(name, value) for name, value in architecture.items()}
 
 
@@ -138,8 +159,11 @@ def _is_accepted(value: Any, accepts: Any) -> bool:
     if isinstance(accepts, list):
         listed = isinstance(value, list | tuple) and len(value) > 0
         return listed and all(_is_accepted(entry, accepts[0]) for entry in value)
-    in_range = accepts not in (int, float) or -(2**31) < value < 2**31 if type(value) is accepts else False
-    return in_range and (accepts is not int or value > 0)
+    if type(value) is not accepts:
+        return False
+    if accepts is int:
+        return bool(0 < value < _MOST)
+    return accepts is not float or bool(0 <= value <= 1)  # rates and thresholds, all of them
 
 
 def _wanted(accepts: Any) -> str:
@@ -148,4 +172,6 @@ def _wanted(accepts: Any) -> str:
     if isinstance(accepts, list):
         inner = accepts[0]
         return f"a list of {'lists' if isinstance(inner, list) else inner.__name__}"
-    return {int: "a positive int", bool: "true or false", float: "a float"}.get(accepts, "a string")
+    return {int: f"an int from 1 to {_MOST - 1}", bool: "true or false", float: "a float from 0 to 1"}.get(
+        accepts, "a string"
+    )

@@ -65,13 +65,13 @@ class Bundle:
     origin: str = field(default="Python", compare=False)
 
     def __post_init__(self) -> None:
-        weights = WeightSource(self.weights) if isinstance(self.weights, str) else self.weights
         normal = {
             "architecture": FrozenDict(self.architecture),
-            "assets": FrozenDict(self.assets),
+            "keys": KeyMap(**self.keys) if isinstance(self.keys, Mapping) else self.keys,
+            "assets": FrozenDict({name: _as_source(asset) for name, asset in self.assets.items()}),
             "layers": FrozenDict(self.layers),
             "metadata": FrozenDict(self.metadata),
-            "weights": weights,
+            "weights": _as_source(self.weights),
             "default_policy": parse_policy(self.default_policy),
             "default_mode": parse_mode(self.default_mode),
         }
@@ -80,14 +80,14 @@ class Bundle:
         parse_rules(self.layers)  # raises now rather than at the first build
 
     def __getattr__(self, name: str) -> Any:
-        metadata: Mapping[str, Any] = self.__dict__.get("metadata", {})
-        if name in metadata:
-            return metadata[name]
+        metadata: Mapping[str, Any] = {} if name.startswith("_") else self.__dict__.get("metadata", {})
         companions = COMPANIONS.get(metadata.get("companions", ""), {})
         if name in companions:
             from bundles.companions.find import find_companion
 
             return find_companion(self, companions[name])
+        if name in metadata:
+            return metadata[name]
         raise AttributeError(
             f"The bundle {self.__dict__.get('name')!r} has no {name!r}; it has "
             f"{', '.join([*metadata, *companions]) or 'no metadata'}."
@@ -149,3 +149,7 @@ class Bundle:
         from bundles import assemble
 
         return assemble.plan(self, freeze=freeze, freeze_mode=freeze_mode, head=head)
+
+
+def _as_source(source: WeightSource | str | None) -> WeightSource | None:
+    return WeightSource(source) if isinstance(source, str) else source

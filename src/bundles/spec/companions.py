@@ -6,15 +6,12 @@ functions that take the bundle first; anything else is an interface class of the
 
 from __future__ import annotations
 
-# What the metadata and assets of a bundle of each kind must hold.
+# What a card of each kind must hold; the companions themselves check what each of them needs besides.
 NEEDS: dict[str, tuple[str, ...]] = {
     "alignment": ("labels",),
     "ctc": ("labels",),
     "speech_synthesis": ("text_unit", "vocoder"),
-    "transducer": (
-        *("sample_rate", "n_fft", "n_mels", "hop_length", "segment_length", "right_context_length"),
-        *("right_padding", "blank", "global_stats", "sentencepiece"),
-    ),
+    "transducer": ("blank",),
 }
 
 COMPANIONS: dict[str, dict[str, str]] = {

@@ -70,7 +70,7 @@ class LayerGroup:
 
     def covers(self, module: str) -> bool:
         """Whether a module belongs here by its name, parameters or not."""
-        return any(_takes(pattern, module) for pattern in self.match)
+        return _take(self.match, module)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def idle_patterns(rules: Iterable[LayerRule], names: Iterable[str]) -> list[str]
     """Return the patterns that match none of these names: misspelt ones."""
     known = tuple(names)
     patterns = [pattern for rule in rules for pattern in rule.match]
-    return [pattern for pattern in patterns if not any(_takes(pattern, name) for name in known)]
+    return [pattern for pattern in patterns if not any(_take((pattern,), name) for name in known)]
 
 
 def with_rest(groups: LayerGroups, parameters: Iterable[str], rest: str) -> LayerGroups:
@@ -210,13 +210,10 @@ def prefixed_rules(rules: Iterable[LayerRule], prefix: str) -> tuple[LayerRule, 
 
 
 def _claim(rule: LayerRule, parameter: str) -> tuple[LayerRule, int] | None:
-    for pattern in rule.match:
-        if rule.kind == "block":
-            if hit := _regex(pattern).fullmatch(parameter):
-                return rule, int(hit.group(1))
-        elif _takes(pattern, parameter):
-            return rule, 0
-    return None
+    if rule.kind != "block":
+        return (rule, 0) if _take(rule.match, parameter) else None
+    hits = (_regex(pattern).fullmatch(parameter) for pattern in rule.match)
+    return next(((rule, int(hit.group(1))) for hit in hits if hit), None)
 
 
 def _collect(rule: LayerRule, found: Mapping[str, tuple[LayerRule, int]]) -> Iterator[LayerGroup]:
@@ -230,10 +227,19 @@ def _collect(rule: LayerRule, found: Mapping[str, tuple[LayerRule, int]]) -> Ite
         yield LayerGroup(name, rule.kind, match, tuple(members[number]), rule.always)
 
 
-def _takes(pattern: str, name: str) -> bool:
-    if _WILD.isdisjoint(pattern):  # as those of single blocks, too many to compile an expression for each
-        return name == pattern or name.startswith(f"{pattern}.")
-    return _regex(pattern).fullmatch(name) is not None
+def _take(match: tuple[str, ...], name: str) -> bool:
+    plain, wild = _sorted(match)
+    return f"{name}.".startswith(plain) or any(_regex(pattern).fullmatch(name) for pattern in wild)
+
+
+@lru_cache(maxsize=1024)
+def _sorted(match: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Patterns without wildcards, each with a dot, and the others.
+
+    Those of single blocks are plain, and too many to compile an expression for each.
+    """
+    plain = tuple(pattern for pattern in match if _WILD.isdisjoint(pattern))
+    return tuple(f"{pattern}." for pattern in plain), tuple(p for p in match if p not in plain)
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bundles.errors import BuildError
 from bundles.spec.values import FrozenDict, shown
 
 
@@ -19,6 +20,9 @@ class KeyMap:
         drop_rows: name in the file -> rows (first dimension) that the model does not have, as the
             label slots of fairseq's dictionary that no transcript uses.
 
+    Raises:
+        BuildError: one of them is something else.
+
     >>> KeyMap(rename={".gamma": ".weight"}).name_of("norm.gamma")
     'norm.weight'
     """
@@ -27,6 +31,8 @@ class KeyMap:
     drop_rows: Mapping[str, tuple[int, ...]] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
+        for key, problem in key_map_problems({"rename": self.rename, "drop_rows": self.drop_rows}):
+            raise BuildError(f"{key}= of a KeyMap: {problem}.")
         object.__setattr__(self, "rename", FrozenDict(self.rename))
         object.__setattr__(self, "drop_rows", FrozenDict(self.drop_rows))
 
@@ -60,7 +66,9 @@ def _is_wrong_rename(value: Any) -> bool:
 
 
 def _is_wrong_rows(value: Any) -> bool:
-    lists = isinstance(value, Mapping) and all(isinstance(rows, list) and rows for rows in value.values())
+    lists = isinstance(value, Mapping) and all(
+        isinstance(rows, list | tuple) and 0 < len(rows) < 10_000 for rows in value.values()
+    )
     return not lists or not all(
         type(row) is int and 0 <= row < 2**31 for rows in value.values() for row in rows
     )

@@ -24,7 +24,7 @@ def mark(model: Any, origins: Mapping[str, str | None]) -> None:
     for name, origin in origins.items():
         owner, _, local = name.rpartition(".")
         by_owner.setdefault(owner, {})[local] = origin
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False)) if by_owner else {}
     for owner, own in by_owner.items():
         state = modules[owner].__dict__
         state[_ATTRIBUTE] = {**state.get(_ATTRIBUTE, {}), **own}  # a new dict: copies may share the old

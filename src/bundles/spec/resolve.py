@@ -90,7 +90,7 @@ def _check_noise(mode: FreezeMode, groups: LayerGroups, frozen: frozenset[str]) 
 def with_ties(names: Iterable[str], table: ModuleTable) -> frozenset[str]:
     """Return the names and every other name of the same parameters."""
     chosen = frozenset(names)
-    return frozenset(row.name for row in table.parameters if chosen.intersection(row.tied))
+    return frozenset(row.name for row in table.parameters if not chosen.isdisjoint(row.tied))
 
 
 def _planned(row: ParameterRow, frozen: frozenset[str], group_of: dict[str, str]) -> PlannedTensor:

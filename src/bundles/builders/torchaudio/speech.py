@@ -14,11 +14,11 @@ Normalize = Literal["batch", "per_utterance"]
 def wav2vec2(
     *,
     normalize: Normalize | None = None,
-    log_softmax: bool = False,
+    log_softmax: bool | None = None,
     with_star: bool | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """Return ``torchaudio.models.wav2vec2_model(**arguments)``, wrapped where something is put around it.
+    """Return ``torchaudio.models.wav2vec2_model(**arguments)``, wrapped if any other argument is given.
 
     Args:
         normalize: the waveforms' normalisation: ``"batch"`` over the whole tensor, as upstream does, so
@@ -32,7 +32,7 @@ def wav2vec2(
         MissingDependencyError: torchaudio is absent or broken.
     """
     model = require("torchaudio.models").wav2vec2_model(**_completed(arguments))
-    return _wrapped(model, normalize, log_softmax, bool(with_star))
+    return _wrapped(model, normalize, log_softmax, with_star)
 
 
 def wavlm(*, normalize: Normalize | None = None, **arguments: Any) -> nn.Module:
@@ -56,10 +56,13 @@ def _completed(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrapped(
-    model: nn.Module, normalize: Normalize | None, log_softmax: bool = False, with_star: bool = False
+    model: nn.Module,
+    normalize: Normalize | None,
+    log_softmax: bool | None = None,
+    with_star: bool | None = None,
 ) -> nn.Module:
-    if normalize is None and not log_softmax and not with_star:
+    if normalize is None and log_softmax is None and with_star is None:
         return model
     from bundles.builders.torchaudio.wrapper import wrap
 
-    return wrap(model, normalize, log_softmax, with_star)
+    return wrap(model, normalize, bool(log_softmax), bool(with_star))
