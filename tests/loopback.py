@@ -17,6 +17,7 @@ import json
 import random
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -114,6 +115,8 @@ class Loopback:
         ranges: whether parts of it are given.
         rate: bytes per second and connection.
         etag: of the file, or ``None``.
+        port: to listen on; any free one without it.
+        tls: speaks https with this.
     """
 
     def __init__(
@@ -124,8 +127,9 @@ class Loopback:
         rate: float | None = None,
         etag: str | None = '"v1"',
         port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.body, self.ranges, self.rate, self.etag = body, ranges, rate, etag
+        self.body, self.ranges, self.rate, self.etag, self._tls = body, ranges, rate, etag, tls
         self.headers: dict[str, object] = {}
         self.script: list[str] = []
         self.default = "good"
@@ -141,7 +145,7 @@ class Loopback:
 
     def url(self, path: str = "model.bin") -> str:
         """The address of a file on this server."""
-        return f"http://127.0.0.1:{self.port}/{path}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/{path}"
 
     def uri(self, path: str = "model.bin") -> str:
         """The same as a weight source."""
@@ -179,23 +183,29 @@ class Loopback:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self.lock:
-                self._open.add(connection)
                 self._threads = [*(t for t in self._threads if t.is_alive()), thread]
             thread.start()
 
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            try:
-                while (request := _read_request(connection)) is not None and not self.closing.is_set():
-                    with self.lock:
-                        self.requests.append(request)
-                        name = self.script.pop(0) if self.script else self.default
-                    FAULTS[name](Exchange(self, connection, request))
-                    if name not in KEEPS:
-                        return
-            finally:
+    def _serve(self, plain: socket.socket) -> None:
+        with plain, contextlib.suppress(OSError):
+            connection = plain if self._tls is None else self._tls.wrap_socket(plain, server_side=True)
+            with connection:
                 with self.lock:
-                    self._open.discard(connection)
+                    self._open.add(connection)
+                try:
+                    self._converse(connection)
+                finally:
+                    with self.lock:
+                        self._open.discard(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
+        while not self.closing.is_set() and (request := _read_request(connection)) is not None:
+            with self.lock:
+                self.requests.append(request)
+                name = self.script.pop(0) if self.script else self.default
+            FAULTS[name](Exchange(self, connection, request))
+            if name not in KEEPS:
+                return
 
 
 def _read_request(connection: socket.socket) -> Request | None:
@@ -332,6 +342,12 @@ def other_version(exchange: Exchange) -> None:
     good(exchange)
 
 
+def other_tag(exchange: Exchange) -> None:
+    """The same file under another ETag, as the next of several servers behind one name may call it."""
+    exchange.server.etag = f'"{len(exchange.server.requests)}"'
+    good(exchange)
+
+
 def chunked(exchange: Exchange) -> None:
     """The whole file, in chunks, without a length."""
     body = exchange.server.body
@@ -393,6 +409,7 @@ FAULTS: dict[str, Callable[[Exchange], None]] = {
         for fault in (
             *(good, cut, cut_at_10, reset, drop, short, wrong, html, disguised_html, stall, hang, drip),
             *(ignored_range, misplaced_range, lying_range, excessive_range, refused_range, other_version),
+            other_tag,
             *(chunked, cut_chunked, no_length, gzip, huge, empty),
         )
     },
@@ -411,6 +428,7 @@ KEEPS = {name for name in FAULTS if name.startswith("redirect") or name.isdigit(
     "ignored range",
     "chunked",
     "other version",
+    "other tag",
 }
 
 

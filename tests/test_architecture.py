@@ -101,6 +101,7 @@ def test_nouns_need_the_standard_library_only(part: str) -> None:
         ("safetensors", {"builders", "demo"}),
         ("huggingface_hub", {"sources"}),
         ("httpx2", {"sources"}),
+        ("filelock", {"sources"}),
         ("torchaudio", {"builders"}),
         ("rich", {"display", "cli", "sources"}),
         ("click", {"cli"}),

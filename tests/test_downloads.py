@@ -8,6 +8,8 @@ import logging
 import os
 import random
 import shutil
+import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -33,6 +35,7 @@ from bundles.errors import (
 from bundles.sources import cache, partial
 from bundles.sources.answers import read_answer
 from bundles.sources.fetch import fetch
+from bundles.sources.hashing import Hasher
 from bundles.sources.options import Options
 from bundles.sources.ranges import Ranges
 from bundles.spec.source import WeightSource
@@ -147,6 +150,26 @@ def test_the_hash_follows_while_parts_come_out_of_order(server: Loopback) -> Non
         assert path.name == sha256(server.body) == sha256(path.read_bytes())
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@pytest.mark.parametrize("options", [QUICK, SEVERAL], ids=["one connection", "several"])
+def test_over_tls_the_certificate_is_checked(
+    options: Options, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolate(tmp_path, monkeypatch)
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1"]
+    form = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    subprocess.run([*form, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with Loopback(DATA, tls=context) as server:
+        with pytest.raises(DownloadError, match="CERTIFICATE_VERIFY_FAILED"):
+            fetch(unpinned(server), options=options)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        server.script = ["good", "cut"]
+        assert fetch(unpinned(server), options=options).read_bytes() == DATA
+
+
 def test_a_pickled_checkpoint_becomes_a_model(server: Loopback, tmp_path: Path) -> None:
     state = torch.nn.Linear(3, 2).state_dict()
     torch.save(state, tmp_path / "model.pth")
@@ -213,6 +236,13 @@ def test_what_came_before_a_fault_is_not_asked_for_again(server: Loopback) -> No
     assert len(Ranges(spans(server))) == len(DATA)
     assert server.sent <= 1.01 * len(DATA)
     assert all(request.headers.get("if-range") == '"v1"' for request in server.requests[1:])
+
+
+def test_a_redirect_is_asked_for_once_and_again_when_it_has_run_out(server: Loopback) -> None:
+    server.script = ["redirect", "good", "403"]
+    assert fetch(pinned(server), options=QUICK).read_bytes() == DATA
+    paths = [request.path for request in server.requests]
+    assert paths == ["/model.bin", "/elsewhere", "/elsewhere", "/model.bin", "/model.bin"]
 
 
 def test_a_server_that_takes_few_connections_is_served_by_those(server: Loopback) -> None:
@@ -302,7 +332,7 @@ def test_a_size_that_contradicts_the_pin_is_refused_before_a_byte_is_written(
 
 def test_a_body_that_turns_out_longer_than_pinned_is_cut_off(server: Loopback, empty_cache: Path) -> None:
     server.body, server.default = DATA + DATA, "chunked"
-    with pytest.raises(DownloadError, match="it sends more than it announced"):
+    with pytest.raises(DownloadError, match="it sends more than the 150000 bytes that were to come"):
         fetch(pinned(server), options=QUICK)
     assert contents(empty_cache) == []
 
@@ -311,7 +341,7 @@ def test_only_what_can_be_continued_stays_after_an_error(server: Loopback, empty
     server.script, server.default = ["good"], "drop"
     with pytest.raises(DownloadError, match="reset by peer"):
         fetch(unpinned(server), options=QUICK)
-    assert [name.rpartition("/")[2] for name in contents(empty_cache)] == ["data", "done", "state.json"]
+    assert [name.rpartition("/")[2] for name in contents(empty_cache)] == ["data", "done", "version.json"]
     server.default = "good"
     server.forget()
     assert fetch(unpinned(server), options=QUICK).read_bytes() == DATA
@@ -352,6 +382,16 @@ def test_no_server_at_all_is_a_download_error(server: Loopback) -> None:
 def test_versions_are_never_mixed(place: int, options: Options, server: Loopback) -> None:
     server.script = ["good"] * place + ["other version"]
     assert fetch(unpinned(server), options=options).read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize("options", [QUICK, SEVERAL], ids=["one connection", "several"])
+@pytest.mark.parametrize("make", [pinned, unpinned])
+def test_servers_that_tag_one_file_differently_give_it_in_one_piece(
+    make: Any, options: Options, server: Loopback
+) -> None:
+    server.default = "other tag"
+    assert fetch(make(server), options=options).read_bytes() == DATA
+    assert "range" not in server.requests[-1].headers
 
 
 def test_a_version_that_changed_between_calls_is_not_continued(server: Loopback) -> None:
@@ -492,6 +532,27 @@ def test_room_is_asked_for_before_a_byte_is_written(
     assert contents(empty_cache) == []
 
 
+def test_what_cannot_be_read_back_is_a_cache_error(
+    server: Loopback, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Hasher, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Hasher, "_advance", fail)
+    with pytest.raises(CacheError, match=r"cannot be read back \(.*Input/output error\): set BUNDLES_CACHE"):
+        fetch(pinned(server), options=QUICK)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_shared_cache_that_nobody_may_look_into_is_passed_over(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    monkeypatch.setenv("BUNDLES_SHARED_CACHE", str(tmp_path / "closed"))
+    for _ in range(2):
+        assert fetch(unpinned(server), options=QUICK).read_bytes() == DATA
+
+
 def unwritable(tmp_path: Path) -> list[Path]:
     (tmp_path / "regular").write_text("a file")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -557,7 +618,6 @@ def test_it_can_be_quiet(
 
 def test_on_a_terminal_there_is_one_bar_with_name_size_and_rate(server: Loopback, tmp_path: Path) -> None:
     import pty
-    import subprocess
 
     server.rate = 300_000
     main, end = pty.openpty()

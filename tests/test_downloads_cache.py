@@ -411,6 +411,17 @@ def test_a_file_of_torchs_with_another_digest_is_left_alone(
     assert (hub / "checkpoints/model.bin").read_bytes() == WRONG
 
 
+def test_a_file_of_torchs_is_checked_even_where_nothing_is(
+    server: Loopback, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub / "checkpoints/model.bin").write_bytes(WRONG)
+    with pytest.warns(UnpinnedSourceWarning):
+        assert get(pinned(server), verify="off").read_bytes() == DATA
+    monkeypatch.setenv("BUNDLES_OFFLINE", "1")
+    with pytest.raises(OfflineError):  # that torch has another file of that name is no damage
+        get(pinned(server, data=b"x" * len(DATA)))
+
+
 def test_without_a_digest_torchs_cache_is_not_believed(server: Loopback, hub: Path) -> None:
     (hub / "checkpoints/model.bin").write_bytes(WRONG)
     path = get(unpinned(server))

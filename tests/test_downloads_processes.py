@@ -243,12 +243,12 @@ def leave(
     idle: float = 0.0,
 ) -> Path:
     """Make what a killed process leaves."""
-    folder = cache.root() / "files" / ".partial" / f"{cache.key(server.uri())}.left"
+    folder = cache.root() / "files" / ".partial" / f"{cache.key(server.uri())}.{where or machine()}.left"
     folder.mkdir(parents=True)
     (folder / "data").write_bytes(data)
     (folder / "done").write_text(done)
-    state = {"total": total, "tag": tag, "ranged": ranged, "machine": where or machine()}
-    (folder / "state.json").write_text(json.dumps(state))
+    version = {"total": total, "tag": tag, "ranged": ranged}
+    (folder / "version.json").write_text(json.dumps(version))
     then = time.time() - idle
     for path in (*folder.iterdir(), folder):
         os.utime(path, (then, then))
@@ -287,12 +287,10 @@ def test_notes_that_make_no_sense_are_not_believed(done: str, server: Loopback, 
     assert not list(empty_cache.glob("files/.partial/*"))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"total": 1}', '{"total": "x", "tag": 1, "ranged": 1, "machine": 1}']
-)
-def test_a_state_that_makes_no_sense_is_not_believed(text: str, server: Loopback) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"total": 1}', '{"total": "x", "tag": 1, "ranged": true}'])
+def test_a_version_that_makes_no_sense_is_not_believed(text: str, server: Loopback) -> None:
     folder = leave(server, "0 50000\n", data=DATA[::-1])
-    (folder / "state.json").write_text(text)
+    (folder / "version.json").write_text(text)
     assert fetch(pinned(server), options=QUICK).read_bytes() == DATA
 
 
@@ -305,7 +303,7 @@ def test_a_state_that_makes_no_sense_is_not_believed(text: str, server: Loopback
         ({"ranged": False}, False),
         ({"where": "another machine"}, False),  # its owner may be alive
         ({"where": "another machine", "idle": 999.0}, True),
-        ({"where": "host:another", "idle": 999.0}, True),
+        ({"where": "host-another", "idle": 999.0}, True),
     ],
 )
 def test_what_is_taken_up_of_a_pinned_file(left: dict[str, object], is_used: bool, server: Loopback) -> None:
@@ -329,8 +327,8 @@ def test_without_a_digest_only_what_this_machine_wrote_since_its_start_is_taken_
 def test_where_the_machine_cannot_be_told_nothing_unpinned_is_taken_up(
     server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "machine", lambda: "host:here")
-    leave(server, "0 100000\n", where="host:here")
+    monkeypatch.setattr(leftovers, "machine", lambda: "host-here")
+    leave(server, "0 100000\n", where="host-here")
     assert fetch(unpinned(server), options=QUICK).read_bytes() == DATA
     assert server.sent == len(DATA)
 
@@ -366,8 +364,10 @@ def test_without_room_for_a_copy_the_download_starts_over(
 
 def test_what_nobody_came_back_for_is_removed_at_last(server: Loopback, empty_cache: Path) -> None:
     old = leave(server, "0 10\n", idle=QUICK.stale_after + 10)
-    old = old.rename(old.with_name("another-source.left"))
-    fresh = leave(server, "0 10\n", idle=QUICK.stale_after - 99).rename(old.with_name("a-third-source.left"))
+    old = old.rename(old.with_name("another-source.machine.left"))
+    fresh = leave(server, "0 10\n", idle=QUICK.stale_after - 99).rename(
+        old.with_name("a-third-source.machine.left")
+    )
     fetch(pinned(server), options=QUICK)
     assert not old.exists()
     assert fresh.exists()

@@ -366,6 +366,23 @@ def test_arithmetic_on_parameters_that_were_set_is_done() -> None:
     assert model.spread.item() == 0.5  # type: ignore[operator]
 
 
+class Swapped(nn.Module):
+    """Gives up the memory of parameters that were to be drawn, and makes unsaved buffers after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(7, 7, bias=False) for _ in range(50))
+        for index, layer in enumerate(self.layers):
+            layer.get_parameter("weight").data = torch.ones(7, 7)
+            self.register_buffer(f"six{index}", torch.full((7, 7), 3.0).mul_(2), persistent=False)
+        self.register_buffer("sparse", torch.eye(3).to_sparse().clone().mul_(2), persistent=False)
+
+
+def test_memory_that_was_a_parameters_is_nobody_elses() -> None:
+    model = without_init(Swapped)
+    assert all(set(buffer.to_dense().flatten().tolist()) in ({6}, {0, 2}) for buffer in model.buffers())
+
+
 class OneOf(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -386,6 +386,16 @@ def test_a_tensor_that_safetensors_cannot_hold_is_refused_in_our_words(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["__metadata__", "a\x00", "\ud800"], ids=["metadata", "control", "surrogate"]
+)
+def test_a_name_that_safetensors_cannot_hold_is_refused_in_our_words(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"fine": torch.zeros(2), name: torch.zeros(2)}, path)
+    with pytest.raises(WeightsFileError, match="does not hold a flat dict of named tensors"):
+        convert(path)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_checkpoint_keeps_every_value_shape_and_type(legacy: bool, tmp_path: Path) -> None:
     base = torch.rand(4, 6)

@@ -66,7 +66,7 @@ def hub(
     served: tuple[Path, str], tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Hub]:
     """torchaudio's cache, and the same files on the server."""
-    folder, address = served
+    _folder, address = served
     hosts = ("https://download.pytorch.org", "https://dl.fbaipublicfiles.com")
     monkeypatch.setenv("BUNDLES_MIRROR", ",".join(f"{host}={address}" for host in hosts))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -15,4 +15,4 @@ def fetch_weights(source: WeightSource, *, progress: bool = True) -> Path:
     from bundles.sources.fetch import fetch
 
     path = fetch(source, progress=progress)
-    return converted(path, CONVERTER, convert_pickle) if is_pickle_name(source.address) else path
+    return converted(path, CONVERTER, convert_pickle) if is_pickle_name(source.name) else path

@@ -35,7 +35,7 @@ def facts(name: str) -> dict[str, Any]:
         "companions": list(COMPANIONS.get(bundle.metadata.get("companions", ""), ())) or None,
         "builder": bundle.builder if isinstance(bundle.builder, str) else repr(bundle.builder),
         "architecture": plain_value(bundle.architecture),
-        "weights": weights.uri if weights else None,
+        "weights": weights.shown if weights else None,
         "sha256": weights.sha256 if weights else None,
         "bytes": weights.size if weights else None,
         "layers": plain_value(bundle.layers),

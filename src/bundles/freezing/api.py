@@ -201,7 +201,7 @@ def put(model: nn.Module, plan: FreezePlan, *, optimizer: Optimizer | None = Non
     inner = unwrap(model)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise FreezeArgumentError(f"optimizer={shown(optimizer)} is not a torch.optim.Optimizer.")
-    before = _frozen_parameters(inner)
+    before = [] if optimizer is None else _frozen_parameters(inner)
     apply(inner, plan)
     if optimizer is not None:
         optimizers.update(optimizer, before, _frozen_parameters(inner))

@@ -82,14 +82,14 @@ def _reachable(cls: type, entries: list[Any]) -> frozenset[str]:
 
 def _methods(cls: type, names: set[str]) -> Iterator[Any]:
     for base in _own(cls):
-        yield from (vars(base)[name] for name in names & set(vars(base)))
+        yield from (vars(base)[name] for name in names & vars(base).keys())
 
 
 def _helpers(function: FunctionType, names: set[str]) -> Iterator[Any]:
     """Functions that the code calls by name, as ``drop_path(x, self)`` or ``layers.drop_path(x, self)``."""
-    known = [function.__globals__[name] for name in names & set(function.__globals__)]
+    known = [function.__globals__[name] for name in names & function.__globals__.keys()]
     inside = [vars(library) for library in known if isinstance(library, ModuleType)]
-    known += [library[name] for library in inside for name in names & set(library)]
+    known += [library[name] for library in inside for name in names & library.keys()]
     for helper in known:
         if isinstance(helper, FunctionType) and not helper.__module__.startswith("torch."):
             yield helper

@@ -246,7 +246,7 @@ class Registry(Mapping[str, "Bundle"]):
             str(facts.get("task", "")),
             str(facts.get("license", "")),
             f"{count:,}" if isinstance(count, int) and 0 < count < 2**63 else "",
-            _short(weights.uri) if weights else "",
+            _short(weights.shown) if weights else "",
             str(facts.get("description", "")),
         )
 

@@ -21,13 +21,14 @@ def read_ahead(source: WeightSource) -> Thread | None:
     """Begin to bring a source's file into memory, if it is on this machine and not there already.
 
     Nothing is downloaded, checked or waited for, and whatever is wrong is left to :func:`fetch` to say.
+    Where the system is not Linux nothing is done.
 
     Returns:
         The thread that reads; ``None`` where there is nothing to read.
     """
     with suppress(BundlesError, OSError):
         path = _present(source)
-        if path is not None and hasattr(os, "sendfile") and not _is_in_memory(path):
+        if path is not None and hasattr(os, "RWF_NOWAIT") and not _is_in_memory(path):
             thread = Thread(target=_read, args=(path,), name="bundles-read-ahead", daemon=True)
             thread.start()
             return thread
@@ -37,7 +38,7 @@ def read_ahead(source: WeightSource) -> Thread | None:
 def _present(source: WeightSource) -> Path | None:
     """Return where the bytes that will be read lie, as far as that can be told without reading any."""
     digest = known(source).source.sha256
-    if is_pickle_name(source.address):
+    if is_pickle_name(source.name):
         return cache.find(f"converted/{digest}.{CONVERTER}.safetensors")
     match SCHEMES.get(source.scheme):
         case Local(locate):
@@ -48,14 +49,12 @@ def _present(source: WeightSource) -> Path | None:
 
 def _is_in_memory(path: Path) -> bool:
     """Whether a few pages of the file, spread over it, are in the page cache."""
-    nowait, page = getattr(os, "RWF_NOWAIT", None), bytearray(1)
-    if nowait is None:
-        return False
+    page = bytearray(1)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
             for probe in range(_PROBES):
-                os.preadv(file.fileno(), [page], size * probe // _PROBES, nowait)
+                os.preadv(file.fileno(), [page], size * probe // _PROBES, os.RWF_NOWAIT)
         except OSError:  # would have to wait for the disk, or a file system that does not know
             return False
     return True

@@ -16,7 +16,11 @@ _NO_RANGES = (400, 405, 416, 501)  # said to a range by servers that do not know
 
 
 class OtherVersionError(DownloadError):
-    """What was received so far cannot be continued: the file changed, or its parts do not fit."""
+    """What was received so far cannot be continued: the file is another one now."""
+
+
+class UnusableRangesError(OtherVersionError):
+    """The server's parts of the file cannot be put together; only the whole of it will do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read_answer(status: int, headers: Mapping[str, str], asked: tuple[int, int] 
 
     Raises:
         SourceNotFoundError, SourceAccessError: asking again would not help.
-        OtherVersionError: the server's parts of the file do not fit together; ask for the whole.
+        UnusableRangesError: ask for the whole file instead.
         DownloadError: asking again might help; ``retry_after`` says when, if the server did.
     """
     if status not in (200, 206):
@@ -65,10 +69,10 @@ def read_answer(status: int, headers: Mapping[str, str], asked: tuple[int, int] 
         return Answer(Version(length, _tag(headers)), 0, length, is_framed)
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     if asked is None or match is None:
-        raise OtherVersionError("it answers with a part of the file and does not say which")
+        raise UnusableRangesError("it answers with a part of the file and does not say which")
     start, last, total = map(int, match.groups())
     if start != asked[0] or not start <= last < min(asked[1], total):
-        raise OtherVersionError(
+        raise UnusableRangesError(
             f"it answers with the bytes {start}-{last} of {total}; {asked[0]}-{asked[1] - 1} were asked for"
         )
     return Answer(Version(total, _tag(headers), ranged=True), start, last - start + 1, is_framed=True)
@@ -84,7 +88,7 @@ def _refusal(
             f"{name} may not be read (HTTP {status}): it needs a permission that this address does not give."
         )
     if asked is not None and status in _NO_RANGES:
-        return OtherVersionError(f"it refuses to send a part of the file (HTTP {status})")
+        return UnusableRangesError(f"it refuses to send a part of the file (HTTP {status})")
     after = _retry_after(headers)
     until = f" and asks to come back in {after:.0f} s" if after else ""
     return DownloadError(f"it answers with HTTP {status}{until}", retry_after=after)
@@ -97,8 +101,10 @@ def _length(headers: Mapping[str, str]) -> int | None:
 
 def _tag(headers: Mapping[str, str]) -> str | None:
     """What tells this version from every other: not a weak ETag, which stands for similar ones too."""
-    tag = headers.get("ETag", "")
-    return tag if re.fullmatch(r'"[^"]*"', tag) else headers.get("Last-Modified")
+    for tag, form in (("ETag", r'"[!#-~]{1,200}"'), ("Last-Modified", r"[ -~]{1,99}")):
+        if re.fullmatch(form, found := headers.get(tag, "")):
+            return found
+    return None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -36,7 +36,7 @@ def roots() -> list[Path]:
     return [Path(entry).expanduser() for entry in shared.split(os.pathsep) if entry] + [root()]
 
 
-def find(place: str, accept: Callable[[Path], bool] = Path.is_file) -> Path | None:
+def find(place: str, accept: Callable[[Path], bool] = os.path.isfile) -> Path | None:
     """Return the file at a place in the first cache that has an acceptable one, or ``None``."""
     return next((path for folder in roots() if accept(path := folder / place)), None)
 

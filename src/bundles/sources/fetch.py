@@ -10,7 +10,6 @@ from typing import Literal
 
 from bundles.errors import ChecksumError, OfflineError, SourceNotFoundError, UnpinnedSourceWarning, warn
 from bundles.sources import cache
-from bundles.sources.lock import held
 from bundles.sources.options import Options, Order
 from bundles.sources.records import Known, known
 from bundles.sources.schemes import SCHEMES, Local, Remote
@@ -100,34 +99,45 @@ def _fetch_remote(
                 f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
             )
         case "download":
-            with held(cache.key(source.uri), source.name, options) as is_locked:
-                now = known(source)
-                cached, damage = _look(now, verify)  # somebody may have been faster
-                if damage is not None:
-                    _log.warning("Fetching %s again: %s", source.shown, damage)
-                order = Order(known=now, is_locked=is_locked, progress=progress, options=options)
-                return cached or remote.download(order)
+            return _download(source, remote, verify, progress, options)
+
+
+def _download(source: WeightSource, remote: Remote, verify: Verify, progress: bool, options: Options) -> Path:
+    from bundles.sources.lock import held  # here: what is on this machine needs no lock
+
+    with held(cache.key(source.uri), source.name, options) as is_locked:
+        now = known(source)
+        cached, damage = _look(now, verify)  # somebody may have been faster
+        if damage is not None:
+            _log.warning("Fetching %s again: %s", source.shown, damage)
+        order = Order(known=now, is_locked=is_locked, progress=progress, options=options)
+        return cached or remote.download(order)
 
 
 def _look(wanted: Known, verify: Verify) -> tuple[Path | None, ChecksumError | None]:
-    """Return the first file on this machine that is the right one, and what is wrong with a wrong one."""
+    """Return the first file on this machine that is the right one, else what is wrong with a cached one."""
     damage = None
-    for path in _candidates(wanted.source):
-        try:
-            check_file(path, wanted, verify)
-        except ChecksumError as error:
-            damage = damage or error
-        except OSError:
-            continue  # gone in the meantime, or not readable for this user
-        else:
+    for path in _cached(wanted.source):
+        problem = _problem(path, wanted, verify)
+        if problem is None:
+            return path, None
+        if isinstance(problem, ChecksumError):
+            damage = damage or problem
+    for path in hub_files(wanted.source):  # may be anybody's: another digest is no damage, and none no excuse
+        if _problem(path, wanted, "once" if verify == "off" else verify) is None:
             return path, None
     return None, damage
 
 
-def _candidates(source: WeightSource) -> Iterator[Path]:
-    if source.sha256 is None:
-        return
-    for folder in cache.roots():
-        if (path := folder / "files" / source.sha256).is_file():
+def _problem(path: Path, wanted: Known, verify: Verify) -> OSError | None:
+    try:
+        check_file(path, wanted, verify)
+    except OSError as error:  # other bytes; or gone in the meantime, or not readable for this user
+        return error
+    return None
+
+
+def _cached(source: WeightSource) -> Iterator[Path]:
+    for folder in cache.roots() if source.sha256 else []:
+        if os.path.isfile(path := folder / "files" / str(source.sha256)):  # False where nobody may look
             yield path
-    yield from hub_files(source)

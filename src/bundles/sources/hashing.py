@@ -7,6 +7,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from bundles.errors import CacheError
 from bundles.sources.options import MIB
 from bundles.sources.partial import Partial
 
@@ -40,11 +41,18 @@ class Hasher:
         self._thread.join()
 
     def result(self) -> str:
-        """Wait until the file, which must be complete, is hashed; return 64 hex digits."""
+        """Wait until the file, which must be complete, is hashed; return 64 hex digits.
+
+        Raises:
+            CacheError: it cannot be read back.
+        """
         with self._partial.changed:
             self._partial.changed.wait_for(lambda: self._is_finished() or self._error is not None)
             if self._error is not None:
-                raise self._error
+                raise CacheError(
+                    f"What was written to {self._partial.data} cannot be read back ({self._error}): set "
+                    f"BUNDLES_CACHE to a folder on another disk."
+                ) from self._error
             return self._digest.hexdigest()
 
     def _is_finished(self) -> bool:

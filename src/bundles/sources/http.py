@@ -49,11 +49,10 @@ def body(answer: httpx2.Response, *, direct: bool) -> Iterator[bytes]:
             this is for long answers.
     """
     pieces = answer.iter_raw()
-    stream = answer.extensions.get("network_stream")
-    length = int(answer.headers.get("Content-Length", 0))
-    if not direct or not length or "Transfer-Encoding" in answer.headers or stream is None:
+    if not direct or "Content-Length" not in answer.headers or "Transfer-Encoding" in answer.headers:
         yield from pieces
         return
+    length, stream = int(answer.headers["Content-Length"]), answer.extensions["network_stream"]
     timeout = answer.request.extensions["timeout"]["read"]
     yield (piece := next(pieces))  # what came along with the headers
     length -= len(piece)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundles.sources.options import MIB
-from bundles.sources.partial import Partial, Version, machine
+from bundles.sources.partial import Partial, Version, last_written, machine
 from bundles.sources.ranges import Ranges
 from bundles.spec.source import WeightSource
 
@@ -62,14 +62,19 @@ def _leftovers(partial: Partial, key: str) -> Iterator[Leftover]:
 
 
 def _read(folder: Path) -> Leftover:
-    files = [folder, *folder.glob("*")]
-    idle = time.time() - max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    owner = [*folder.name.split("."), ""][1]
+    idle = time.time() - last_written(folder)
+    return Leftover(folder, _read_version(folder), _read_notes(folder), owner, idle)
+
+
+def _read_version(folder: Path) -> Version:
+    """Return which version was begun; one that makes no sense cannot be continued."""
     try:
-        state = json.loads((folder / "state.json").read_text())
-        version = Version(state["total"], state["tag"], state["ranged"])
-        return Leftover(folder, version, _read_notes(folder), str(state["machine"]), idle)
-    except (OSError, ValueError, KeyError, TypeError):
-        return Leftover(folder, Version(), Ranges(), "", idle)
+        found = Version(**json.loads((folder / "version.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return Version()
+    is_sound = type(found.total) is int and isinstance(found.tag, str | None) and found.ranged is True
+    return found if is_sound else Version()
 
 
 def _read_notes(folder: Path) -> Ranges:
@@ -90,7 +95,7 @@ def _is_dead(left: Leftover, partial: Partial) -> bool:
 
 
 def _is_fit(left: Leftover, source: WeightSource) -> bool:
-    is_of_this_boot = left.machine == machine() and not left.machine.startswith("host:")
+    is_of_this_boot = left.machine == machine() and not left.machine.startswith("host-")
     is_trusted = source.sha256 is not None or is_of_this_boot
     return left.version.ranged and is_trusted and source.size in (None, left.version.total)
 

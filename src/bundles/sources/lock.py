@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bundles.sources import cache
 from bundles.sources.options import Options
+from bundles.sources.partial import last_written
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -85,9 +86,6 @@ def _is_honoured(lock: BaseFileLock) -> bool:
 
 
 def _last_sign(key: str) -> float:
-    """When a partial file of the source was last written to."""
-    times = [0.0]
-    for file in (cache.root() / "files" / ".partial").glob(f"{key}.*/*"):
-        with contextlib.suppress(OSError):
-            times.append(file.stat().st_mtime)
-    return max(times)
+    """When a download of the source got on last."""
+    folders = (cache.root() / "files" / ".partial").glob(f"{key}.*")
+    return max(map(last_written, folders), default=0.0)

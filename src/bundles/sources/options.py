@@ -49,7 +49,7 @@ class Options:
     block: int = 256 * KIB
     opening: int = 4 * MIB
     parallel_from: int = 64 * MIB
-    parallel_below: float = 200e6
+    parallel_below: float = 100e6
     connections: int = 4
     shortest_run: int = 4 * MIB
     longest_run: int = 32 * MIB

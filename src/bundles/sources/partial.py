@@ -2,10 +2,10 @@
 
 ::
 
-    files/.partial/<key>.<token>/
-        data          the bytes, each at its place
-        done          one line "start stop" per block, appended after the block was written
-        state.json    which version of the file this is, and on which machine it is written
+    files/.partial/<key>.<machine>.<token>/
+        data            the bytes, each at its place
+        done            one line "start stop" per block, appended after the block was written
+        version.json    which version of the file this is
 
 The invariant, on which all that ``sources`` promises rests: *a published file was written, from its first
 byte to its last, by the one process that publishes it, to a file that no other process ever opened for
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import platform
+import os
 import shutil
 import tempfile
 import threading
@@ -56,6 +56,9 @@ class Version:
 class Partial:
     """A file that is being downloaded; a context manager that removes it, unless it can be resumed.
 
+    It stays after an error, an interrupt or a kill, if the server gives parts and a block of the file
+    came. After a wrong digest, a page in place of the file or a full disk nothing stays.
+
     Args:
         key: of the source.
         options: of the download.
@@ -66,21 +69,25 @@ class Partial:
     """
 
     def __init__(self, key: str, options: Options, tell: Tell) -> None:
-        place = cache.root() / "files" / ".partial"
-        with cache.writing(place.parent):
-            place.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=place))
-            self.data = self.folder / "data"
-            self.data.touch()
-            self._done = (self.folder / "done").open("ab", buffering=0)
         self.key, self.options, self._tell = key, options, tell
         self.version = Version()
         self.ranges = Ranges()
         self.changed = threading.Condition()
         self.generation = 0
-        self.count()
         self._is_spoiled = False
-        self._write_state()
+        self.count()
+        place = cache.root() / "files" / ".partial"
+        with cache.writing(place.parent):
+            place.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{key}.{machine()}.", dir=place))
+        self.data = self.folder / "data"
+        try:
+            with cache.writing(place.parent):
+                self.data.touch()
+                self._done = (self.folder / "done").open("ab", buffering=0)
+        except CacheError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +96,8 @@ class Partial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.close()
-        is_worth_it = self.version.ranged and len(self.ranges) >= self.options.block
-        if error is None or self._is_spoiled or not is_worth_it:
+        can_be_resumed = self.version.ranged and len(self.ranges) >= self.options.block
+        if error is None or self._is_spoiled or not can_be_resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -116,7 +123,8 @@ class Partial:
                 needed=needed,
                 free=free,
             )
-        self._write_state()
+        with cache.writing(self.folder):
+            (self.folder / "version.json").write_text(json.dumps(asdict(version)))
         self._tell(len(self.ranges), version.total)
 
     def count(self) -> None:
@@ -171,16 +179,17 @@ class Partial:
             try:
                 yield write
             finally:
-                self.add(noted, at)
+                if at > noted:
+                    self.add(noted, at)
 
-    def _write_state(self) -> None:
-        text = json.dumps(asdict(self.version) | {"machine": machine()})
-        with cache.writing(self.folder):
-            (self.folder / "state.json").write_text(text)
+    def sync(self) -> None:
+        """Write the bytes to disk, so that a name given to them stands for them after a power cut."""
+        with self._noticing(), self.data.open("r+b") as file:
+            os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def _noticing(self) -> Iterator[None]:
-        """Give up what a full disk made of this; half a file on a full disk helps nobody."""
+        """Give up what a full disk makes of this: half a file on a full disk helps nobody."""
         try:
             with cache.writing(self.folder.parent.parent):
                 yield
@@ -189,10 +198,21 @@ class Partial:
             raise
 
 
+def last_written(folder: Path) -> float:
+    """Return when a partial download got on last, in seconds since the epoch."""
+    times = [0.0]
+    for path in (folder, folder / "data", folder / "done"):
+        with contextlib.suppress(OSError):  # gone in the meantime
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
 @functools.cache
 def machine() -> str:
-    """Return what stands for this machine since its start; ``host:NAME`` where only a name is known."""
+    """Return what stands for this machine since its start; ``host-...`` where only its name is known."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return cache.key(Path("/proc/sys/kernel/random/boot_id").read_text())[:12]
     except OSError:
-        return f"host:{platform.node()}"
+        import platform
+
+        return f"host-{cache.key(platform.node())[:12]}"

@@ -23,7 +23,7 @@ def hub_files(source: WeightSource) -> Iterator[Path]:
     if (inside := path.partition("/torchaudio/")[2]) and ".." not in inside.split("/"):
         places.append(Path("torchaudio", inside))
     for place in places:
-        if (file := hub_folder() / place).is_file():
+        if os.path.isfile(file := hub_folder() / place):
             yield file
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bundles.errors import CacheError, ChecksumError, DownloadError, SourceAccessError, SourceNotFoundError
-from bundles.sources.answers import Answer, OtherVersionError, read_answer
+from bundles.sources.answers import Answer, OtherVersionError, UnusableRangesError, read_answer
 from bundles.sources.http import body, open_client
 from bundles.sources.partial import Partial, Version
 from bundles.sources.patience import PERMANENT, Patience
@@ -48,6 +48,7 @@ class Transfer:
         self._options = partial.options
         self._runs = Runs(partial)
         self._uses_ranges = True
+        self._changes = 0
         self._is_stopped = threading.Event()
         self._lock = threading.Lock()
         self._streams: set[Any] = set()
@@ -67,16 +68,23 @@ class Transfer:
                 try:
                     self._round(client)
                 except Exception as error:  # noqa: BLE001 - see PERMANENT
-                    if isinstance(error, OtherVersionError):
-                        self.start_over()
-                    elif not self.partial.version.ranged:
-                        self.partial.reset()  # cannot be continued
+                    self._forget(error)
                     self._wait(patience, error)
 
     def start_over(self) -> None:
-        """Forget what is there and ask for the whole file at once: its parts do not fit together."""
+        """Forget what is there, and from now on ask for the whole file at once."""
         self._uses_ranges = False
         self.partial.reset()
+
+    def _forget(self, error: Exception) -> None:
+        """Forget what cannot be continued."""
+        is_other = isinstance(error, OtherVersionError)
+        self._changes += is_other
+        if isinstance(error, UnusableRangesError) or self._changes > 1:
+            # What changes twice does not change: two servers behind one name call it differently.
+            self._uses_ranges = False
+        if is_other or not self.partial.version.ranged:
+            self.partial.reset()
 
     def _wait(self, patience: Patience, error: Exception) -> None:
         try:
@@ -95,10 +103,8 @@ class Transfer:
     def _round(self, client: httpx2.Client) -> None:
         self._is_stopped.clear()
         start, stop = next(self.partial.ranges.gaps(self.partial.version.total or self._options.opening))
-        with self._ask(client, self.url, (start, min(stop, start + self._options.opening))) as (
-            answer,
-            response,
-        ):
+        opening = start, min(stop, start + self._options.opening)
+        with self._ask(client, self.url, opening) as (answer, response):
             self._agree(answer, response)
             rate = self._receive(answer, response)
         if not self.partial.is_complete:
@@ -116,7 +122,7 @@ class Transfer:
             if version.tag is None:  # nothing would notice that the parts are of different versions
                 version = replace(version, ranged=False)
         if not version.ranged and not answer.is_whole:
-            raise OtherVersionError("it sends parts of the file without an ETag")
+            raise UnusableRangesError("it sends parts of the file without an ETag")
         if not version.ranged or not len(partial.ranges):
             partial.begin(version)
         elif not self._is_same(version):
@@ -212,14 +218,15 @@ class Transfer:
             for chunk in body(response, direct=(answer.length or 0) >= options.direct_from):
                 at, now = at + len(chunk), time.monotonic()
                 if stop is not None and at > stop:
-                    raise DownloadError("it sends more than it announced")
+                    raise DownloadError(
+                        f"it sends more than the {stop - answer.start} bytes that were to come"
+                    )
                 write(chunk)
                 if at - mark >= options.block:
                     mark, since = at, now
                 elif now - since > options.deadline:
-                    raise DownloadError(
-                        f"it sends less than {readable(options.block)} in {now - since:.0f} s"
-                    )
+                    rate = f"{readable(options.block)} in {now - since:.0f} s"
+                    raise DownloadError(f"it sends less than {rate}")
                 if self._is_stopped.is_set():
                     raise DownloadError("it was stopped")
         if stop is not None and at < stop:

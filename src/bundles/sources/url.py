@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,24 +35,30 @@ def download(order: Order) -> Path:
     with (
         telling(source.name, host, show=order.progress) as tell,
         Partial(cache.key(source.uri), order.options, tell) as partial,
-        Hasher(partial) as hasher,
     ):
-        if order.is_locked:
-            take_up(partial, source)
         transfer = Transfer(url, order.known, partial)
-        return _publish(transfer, _bring(transfer, hasher))
+        with Hasher(partial) as hasher:
+            if order.is_locked:
+                take_up(partial, source)
+            digest = _bring(transfer, hasher)
+        return _publish(transfer, digest)
 
 
 def _bring(transfer: Transfer, hasher: Hasher) -> str:
     """Return the digest of the complete file; a wrong one gets a second chance, in one piece."""
-    transfer.run()
-    if not _is_right(transfer, digest := hasher.result()):
+    digest = _complete(transfer, hasher)
+    if not _is_right(transfer, digest):
         transfer.start_over()
-        transfer.run()
-        digest = hasher.result()
+        digest = _complete(transfer, hasher)
     if not _is_right(transfer, digest):
         raise _refusal(transfer, transfer.known, digest)
     return digest
+
+
+def _complete(transfer: Transfer, hasher: Hasher) -> str:
+    transfer.run()
+    transfer.partial.sync()  # the disk works while the hash catches up
+    return hasher.result()
 
 
 def _is_right(transfer: Transfer, digest: str) -> bool:
@@ -71,8 +76,6 @@ def _publish(transfer: Transfer, digest: str) -> Path:
     """Give the file its name in the cache, and record its digest if that was not known."""
     partial, source = transfer.partial, transfer.known.source
     target = cache.root() / "files" / digest
-    with cache.writing(target.parent), partial.data.open("r+b") as file:
-        os.fsync(file.fileno())
     if source.sha256 is None:
         # First the record, then the file: a process killed in between leaves a claim that the next
         # download is held to, and no file that nobody vouches for.
