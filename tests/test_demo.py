@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import wave
@@ -11,12 +12,24 @@ import pytest
 import torch
 
 import bundles
-from bundles.demo import pitch, vowels, ways
+from bundles.demo import numerals, pitch, tasks, vowels, ways
+
+# a weight per layer, attention over frames, and a linear layer from means and deviations
+_NUMERAL_HEAD = 4 + (96 + 1) * 128 + 128 + (2 * 96 + 1) * 5
 
 
 @pytest.fixture(scope="module")
-def task() -> ways.Task:
-    return ways.make_task(bundles.CREPE_TINY, train=256, test=64, seed=1)
+def singing() -> tasks.Task:
+    return tasks.make_task(bundles.CREPE_TINY, train=256, seed=1)
+
+
+@pytest.fixture(scope="module")
+def counting() -> tasks.Task:
+    return tasks.make_task(bundles.get_bundle("WAV2VEC2_NANO_DIGITS"), train=64, seed=1)
+
+
+def run(build: ways.Way, name: str, task: tasks.Task, epochs: int = 1) -> ways.Outcome:
+    return ways.run(build, bundles.get_bundle(name), task, epochs=epochs, seed=0, tick=lambda: None)
 
 
 @pytest.mark.parametrize("hertz", [110.0, 440.0, 987.77])
@@ -45,23 +58,57 @@ def test_the_task_is_generated_from_its_seed_alone() -> None:
     assert first[0].mean(1).abs().max() < 1e-5
 
 
-def test_frozen_by_us_nothing_moves_and_the_head_learns(task: ways.Task) -> None:
-    outcome = ways.run(ways.frozen_by_us, bundles.CREPE_TINY, task, epochs=1, seed=0, tick=lambda: None)
+def test_numerals_are_generated_from_their_seed_alone() -> None:
+    first, again = (numerals.numerals("test", 45, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert first[0].shape == (45, numerals.LENGTH)
+    assert first[1].bincount().tolist() == [13, 8, 8, 8, 8]
+    assert not torch.equal(first[0][0], first[0][40])  # one utterance, two recordings
+
+
+def test_singers_frozen_by_us_nothing_moves_and_the_head_learns(singing: tasks.Task) -> None:
+    outcome = run(ways.frozen_by_us, "CREPE_TINY", singing)
     assert (outcome.parameters_moved, outcome.buffers_moved, outcome.warned) == ((), (), ())
     assert outcome.trained == 256 * 2 + (256 + 1) * 128 + (128 + 1) * 5
+    assert outcome.shift == 0
 
 
-def test_frozen_by_habit_the_batch_norms_count_on(task: ways.Task) -> None:
-    outcome = ways.run(ways.frozen_by_habit, bundles.CREPE_TINY, task, epochs=1, seed=0, tick=lambda: None)
+def test_singers_frozen_by_habit_the_batch_norms_count_on(singing: tasks.Task) -> None:
+    outcome = run(ways.frozen_by_habit, "CREPE_TINY", singing)
     assert outcome.parameters_moved == ()
     assert outcome.buffers_moved == tuple(f"conv{i}_BN.num_batches_tracked" for i in range(1, 7))
+    assert outcome.shift > 0.1
 
 
-def test_frozen_at_random_warns_and_holds_all_the_same(task: ways.Task) -> None:
-    outcome = ways.run(ways.frozen_at_random, bundles.CREPE_TINY, task, epochs=1, seed=0, tick=lambda: None)
+def test_counting_frozen_by_us_nothing_moves_and_the_head_learns(counting: tasks.Task) -> None:
+    outcome = run(ways.frozen_by_us, "WAV2VEC2_NANO_DIGITS", counting, epochs=6)
+    assert (outcome.parameters_moved, outcome.buffers_moved, outcome.warned) == ((), (), ())
+    assert outcome.trained == _NUMERAL_HEAD
+    assert outcome.shift == 0
+    assert outcome.accuracy > 0.5  # chance is 0.2
+
+
+def test_counting_frozen_by_habit_dropout_goes_on_in_the_frozen_part(counting: tasks.Task) -> None:
+    outcome = run(ways.frozen_by_habit, "WAV2VEC2_NANO_DIGITS", counting)
+    assert (outcome.parameters_moved, outcome.buffers_moved) == ((), ())
+    assert outcome.trained == _NUMERAL_HEAD
+    assert outcome.shift > 0.1
+
+
+@pytest.mark.parametrize("name", ["CREPE_TINY", "WAV2VEC2_NANO_DIGITS"])
+def test_frozen_at_random_warns_and_holds_all_the_same(
+    name: str, singing: tasks.Task, counting: tasks.Task
+) -> None:
+    outcome = run(ways.frozen_at_random, name, singing if name == "CREPE_TINY" else counting)
     assert (outcome.parameters_moved, outcome.buffers_moved) == ((), ())
     assert len(outcome.warned) == 1
     assert "never loaded from pretrained weights" in outcome.warned[0]
+
+
+def test_a_bundle_of_another_kind_is_refused() -> None:
+    other = bundles.Bundle("OTHER", builder=torch.nn.Identity)
+    with pytest.raises(bundles.BundlesError, match="one for speech encoders, and OTHER is neither: type"):
+        tasks.make_task(other, None, 0)
 
 
 def test_a_recording_is_read_resampled_and_heard(tmp_path: Path) -> None:
@@ -83,13 +130,18 @@ def test_audio_that_is_none_and_audio_too_short_are_refused(tmp_path: Path) -> N
         pitch.frames(torch.zeros(10), bundles.CREPE_TINY)
 
 
-def test_the_whole_demo_prints_its_table() -> None:
+def test_the_whole_demo_prints_its_tables() -> None:
     program = str(Path(sys.executable).with_name("bundles"))
-    arguments = ["demo", "--frames", "128", "--epochs", "1"]
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
+    arguments = ["demo", "--examples", "64", "--epochs", "1"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two of a busy machine wait for each other
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True, env=one_thread)
+    assert "WAV2VEC2_NANO_DIGITS hears 'four one two one' in 'four one two one'" in done.stdout
     assert "CREPE_TINY hears 440.4 Hz" in done.stdout
     for way, moved in zip(ways.WAYS, (0, 6, 0), strict=True):
-        line = next(line for line in done.stdout.splitlines() if line.strip().startswith(way))
-        assert line.rstrip().endswith(f"0 parameters, {moved} buffers")
-    assert "warned (frozen without weights)" in done.stdout
-    assert "2/2" in done.stderr
+        words, vowel = (line for line in done.stdout.splitlines() if line.strip().startswith(way))
+        assert "0 parameters, 0 buffers" in words
+        assert f"0 parameters, {moved} buffers" in vowel
+        assert all(("equal" in line) == (moved == 0) for line in (words, vowel))
+    assert done.stdout.count("warned (frozen without weights)") == 2
+    assert "4/4" in done.stderr
+    assert "1/1" in done.stderr

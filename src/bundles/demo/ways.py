@@ -10,21 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
-from bundles.demo.vowels import FORMANTS, vowels
+from bundles.demo.tasks import Task
+from bundles.errors import BundlesError
 from bundles.freezing.snapshot import snapshot
 from bundles.spec.bundle import Bundle
-
-BATCH = 64
-
-
-@dataclass(frozen=True)
-class Task:
-    """Frames ``[n, 1024]`` and labels ``[n]`` to train on, and others to test on."""
-
-    train: tuple[torch.Tensor, torch.Tensor]
-    test: tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,11 +22,13 @@ class Outcome:
     """What one way came to.
 
     Attributes:
-        accuracy: share of held-out frames whose vowel was named, 0 to 1.
+        accuracy: share of the test examples that were told right, 0 to 1.
         trained: number of parameters that trained.
         step: median seconds of a training step.
         parameters_moved: names of parameters that moved although frozen.
         buffers_moved: names of buffers of the frozen part that moved.
+        unrest: how far, relatively, two passes of the same inputs through the frozen part lie apart in
+            ``train()``, when what else is in the batch differs.
         warned: what the library said.
     """
 
@@ -45,35 +37,30 @@ class Outcome:
     step: float
     parameters_moved: tuple[str, ...]
     buffers_moved: tuple[str, ...]
+    shift: float
     warned: tuple[str, ...]
 
 
-def make_task(bundle: Bundle, train: int, test: int, seed: int) -> Task:
-    """Return generated vowels; train and test share nothing but the generator."""
-    generator = torch.Generator().manual_seed(seed)
-    length, rate = bundle.frame_length, bundle.sample_rate
-    return Task(vowels(train, length, rate, generator), vowels(test, length, rate, generator))
-
-
-def frozen_by_us(bundle: Bundle) -> nn.Module:
+def frozen_by_us(bundle: Bundle, head: nn.Module) -> nn.Module:
     """``freeze=True``: encoder frozen, mode ``"eval"``."""
-    return bundle.get_model(head=_head, freeze=True)
+    return bundle.get_model(head=head, freeze=True)
 
 
-def frozen_by_habit(bundle: Bundle) -> nn.Module:
+def frozen_by_habit(bundle: Bundle, head: nn.Module) -> nn.Module:
     """What people do: ``requires_grad_(False)`` on the encoder, and then ``model.train()``."""
-    model = bundle.get_model(head=_head)
+    model = bundle.get_model(head=head)
     model.requires_grad_(False)
-    model.get_submodule("classifier").requires_grad_(True)
+    head.requires_grad_(True)
     return model
 
 
-def frozen_at_random(bundle: Bundle) -> nn.Module:
+def frozen_at_random(bundle: Bundle, head: nn.Module) -> nn.Module:
     """The same freeze without pretrained weights: features of a random encoder."""
-    return bundle.get_model(head=_head, freeze=True, pretrained=False)
+    return bundle.get_model(head=head, freeze=True, pretrained=False)
 
 
-WAYS: dict[str, Callable[[Bundle], nn.Module]] = {
+Way = Callable[[Bundle, nn.Module], nn.Module]
+WAYS: dict[str, Way] = {
     "frozen, mode 'eval'": frozen_by_us,
     "requires_grad_(False), then train()": frozen_by_habit,
     "frozen without weights": frozen_at_random,
@@ -81,28 +68,26 @@ WAYS: dict[str, Callable[[Bundle], nn.Module]] = {
 
 
 def run(
-    build: Callable[[Bundle], nn.Module],
-    bundle: Bundle,
-    task: Task,
-    *,
-    epochs: int,
-    seed: int,
-    tick: Callable[[], object],
+    build: Way, bundle: Bundle, task: Task, *, epochs: int, seed: int, tick: Callable[[], object]
 ) -> Outcome:
     """Build a model, train it on the task, and say what came of it.
 
     Args:
         build: one of ``WAYS``.
-        bundle: CREPE, small or full.
+        bundle: of the kind that the task is for.
         task: what to train and test on.
-        epochs: passes over the training frames.
+        epochs: passes over the training examples.
         seed: of the head's initialisation and the order of batches.
         tick: called after every step.
+
+    Raises:
+        BundlesError: the bundle does not say how many features a head takes.
     """
     torch.manual_seed(seed)
+    head = task.head(_features(bundle))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = build(bundle)
+        model = build(bundle, head)
     before = snapshot(model)
     steps = _train(model, task, epochs, tick)
     moved = before.moved(model)
@@ -113,37 +98,31 @@ def run(
         step=statistics.median(steps),
         parameters_moved=tuple(name for name in moved if name in parameters),
         buffers_moved=tuple(name for name in moved if name not in parameters),
+        shift=_shift(model, head, task),
         warned=tuple(str(warning.message) for warning in caught),
     )
 
 
 def steps_of(task: Task, epochs: int) -> int:
     """Return the number of steps that :func:`run` takes."""
-    return epochs * (len(task.train[1]) // BATCH)
+    return epochs * (len(task.train[1]) // task.batch)
 
 
-def _head(features: int) -> nn.Module:
-    hidden = features // 2
-    return nn.Sequential(
-        nn.LayerNorm(features),
-        nn.Linear(features, hidden),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Linear(hidden, len(FORMANTS)),
-    )
+def _features(bundle: Bundle) -> int:
+    if bundle.num_features is None:
+        raise BundlesError(f"{bundle.name} does not say how many features it gives: take another bundle.")
+    return bundle.num_features
 
 
 def _train(model: nn.Module, task: Task, epochs: int, tick: Callable[[], object]) -> list[float]:
-    frames, labels = task.train
+    inputs, labels = task.train
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     model.train()
     steps = []
     for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(labels)), BATCH)[: len(labels) // BATCH]:
+        for batch in torch.split(torch.randperm(len(labels)), task.batch)[: len(labels) // task.batch]:
             start = time.perf_counter()
-            # CREPE ends in a sigmoid, so each class is a yes or no, as in its own training.
-            target = F.one_hot(labels[batch], len(FORMANTS)).float()
-            loss = F.binary_cross_entropy(model(frames[batch]), target)
+            loss = task.loss(model(inputs[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -154,7 +133,19 @@ def _train(model: nn.Module, task: Task, epochs: int, tick: Callable[[], object]
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, task: Task) -> float:
-    frames, labels = task.test
+    inputs, labels = task.test
     model.eval()
-    guesses = torch.cat([model(batch).argmax(1) for batch in torch.split(frames, BATCH)])
+    guesses = torch.cat([model(batch).argmax(1) for batch in torch.split(inputs, task.batch)])
     return (guesses == labels).float().mean().item()
+
+
+@torch.no_grad()
+def _shift(model: nn.Module, head: nn.Module, task: Task) -> float:
+    features: list[torch.Tensor] = []
+    watch = head.register_forward_pre_hook(lambda _, inputs: features.append(torch.cat(list(inputs[0]))))
+    for training in (True, False):
+        model.train(training)
+        model(task.test[0][: task.batch])
+    watch.remove()
+    in_train, in_eval = features
+    return float((in_train - in_eval).norm() / in_eval.norm())
