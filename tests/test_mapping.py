@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import mmap
 import os
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import load, save, save_file
 from torch import nn
 
 import bundles
@@ -163,6 +164,23 @@ def test_views_ties_and_conjugates_are_written_by_value(tmp_path: Path) -> None:
     }
     found = official(written(tensors, tmp_path / "file"))
     assert found is not None
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_file_is_written_in_whole_pieces(tmp_path: Path) -> None:
+    tensors = {"large": torch.rand(3, 1 << 20), "odd": torch.rand(2_000_003), "small": torch.rand(5)}
+    sizes: list[int] = []
+
+    class Recorder(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            sizes.append(len(data))
+            return super().write(data)
+
+    file = Recorder()
+    write_tensors(tensors, file)
+    assert len(sizes) == 3
+    assert set(sizes[:-1]) == {8 << 20}
+    found = load(file.getvalue())
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 import torch
@@ -13,6 +13,9 @@ from bundles.builders.mapped import TYPES
 
 # Where torch allocates. Kernels may add up in another order where numbers lie otherwise, and bits differ.
 _BOUNDARY = 64
+# Linux keeps a new file in memory in pages as large as the writes were, if these begin on a boundary and come
+# from memory. A GiB written in such pieces is mapped in 3 ms, in others in 70, and the first forward waits.
+_PIECE = 8 << 20
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
@@ -29,11 +32,30 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
     off its place; what stands before the first is spaces.
     """
     names = sorted(tensors, key=lambda name: _rank(name, tensors[name]))
-    file.write(_header((name, tensors[name]) for name in names))
-    for name in names:
+    for piece in _pieces(_parts([(name, tensors[name]) for name in names])):
+        file.write(piece)
+
+
+def _parts(entries: list[tuple[str, torch.Tensor]]) -> Iterator[memoryview]:
+    yield memoryview(_header(entries))
+    for _, tensor in entries:
         # A copy, because tied tensors and views share memory, and only one of them is whole in it.
-        plain = tensors[name].detach().resolve_conj().resolve_neg().contiguous()
-        file.write((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
+        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        yield memoryview((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr())).cast("B")
+
+
+def _pieces(parts: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Cut what comes into pieces of one size; only the last is smaller. A piece holds until the next."""
+    piece, filled = memoryview(bytearray(_PIECE)), 0
+    for part in parts:
+        while part:
+            count = min(len(part), _PIECE - filled)
+            piece[filled : filled + count] = part[:count]
+            part, filled = part[count:], filled + count
+            if filled == _PIECE:
+                yield piece
+                filled = 0
+    yield piece[:filled]
 
 
 def _rank(name: str, tensor: torch.Tensor) -> tuple[bool, int, str]:

@@ -15,6 +15,7 @@ from bundles.spec.formats import CONVERTER, is_pickle_name
 from bundles.spec.source import WeightSource
 
 _PROBES = 16
+_PIECE, _PIECES = 1 << 20, 1 << 10  # as many as Linux takes at once
 
 
 def read_ahead(source: WeightSource) -> Thread | None:
@@ -61,9 +62,13 @@ def _is_in_memory(path: Path) -> bool:
 
 
 def _read(path: Path) -> None:
-    # Not posix_fadvise, which reads one window (128 KiB as Linux is shipped) however much is asked for.
-    # To nowhere: the pages come into memory in one call, are copied to nobody, and the lock is not held.
-    with suppress(OSError), path.open("rb") as file, Path(os.devnull).open("wb") as nowhere:
-        offset, size = 0, os.fstat(file.fileno()).st_size
-        while offset < size and (sent := os.sendfile(nowhere.fileno(), file.fileno(), offset, size - offset)):
-            offset += sent
+    """Read a file over and over the same small buffer, in calls of a GiB that do not hold the interpreter.
+
+    Not ``posix_fadvise``, which reads one window (128 KiB as Linux is shipped) however much is asked for; and
+    not ``sendfile`` to nowhere, since a virtual machine is given memory by its host when somebody touches
+    it, and the first forward would wait for that.
+    """
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        offset, pieces = 0, [bytearray(_PIECE)] * _PIECES
+        while count := os.preadv(file.fileno(), pieces, offset):
+            offset += count
