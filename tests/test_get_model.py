@@ -341,6 +341,25 @@ def test_the_meta_device_is_a_device_too(bundle: Bundle) -> None:
     assert all(p.is_meta for p in bundle.get_model(device=torch.device("meta")).parameters())
 
 
+@pytest.mark.parametrize("device", ["meta", torch.device("meta")])
+def test_without_weights_on_the_meta_device_parameters_cost_nothing_and_can_be_loaded(
+    device: Any, bundle: Bundle
+) -> None:
+    model, wanted = bundle.get_model(pretrained=False, device=device), bundle.get_model()
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    bundles.load_into(model, bundle)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.state_dict().items())
+
+
+def test_a_head_stays_real_where_the_rest_is_on_the_meta_device(bundle: Bundle) -> None:
+    model = bundle.get_model(pretrained=False, device="meta", head=lambda features: nn.Linear(features, 2))
+    assert {name for name, p in model.named_parameters() if not p.is_meta} == {
+        name for name, _ in model.named_parameters() if name.startswith(("fc.", "head."))
+    }
+
+
 # --- heads ----------------------------------------------------------------------------------------
 
 

@@ -232,7 +232,7 @@ def test_thawing_a_part_puts_its_parameters_back_into_the_optimizer() -> None:
 
 def test_a_partial_thaw_keeps_the_groups_that_were_given() -> None:
     model = layers(nn.Linear(4, 4))
-    bundles.freeze(model, "all", "features", groups={"stem": "0", "norm": "1", "head": "2"})
+    bundles.freeze(model, "all", "mc", groups={"stem": "0", "norm": "1", "head": "2"})
     bundles.unfreeze(model, "match:1.bias")
     assert bundles.layer_groups(model).names == ("stem", "norm", "head")
     plan = bundles.freeze_plan(model)

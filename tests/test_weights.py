@@ -28,7 +28,8 @@ from torch import nn
 import bundles
 from bundles.builders import pickles
 from bundles.builders.construct import on_meta, without_init
-from bundles.builders.load import assign, copy_into, fit
+from bundles.builders.fit import copy_into, fit
+from bundles.builders.load import assign
 from bundles.builders.pickles import convert_pickle
 from bundles.builders.tensors import read_tensors
 from bundles.errors import StateDictMismatchError, UnsafeWeightsError, WeightsFileError
@@ -797,11 +798,30 @@ def test_a_tie_that_the_file_tears_is_refused_when_copying_too() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_copying_into_the_meta_device_is_refused() -> None:
+def test_copying_into_the_meta_device_gives_memory_and_keeps_ties_and_flags() -> None:
+    model = on_meta(Net)
+    model.get_parameter("norm.weight").requires_grad_(False)
+    state = trained()
+    copied(model, state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.get_parameter("embed.weight") is model.get_parameter("out.weight")
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["norm.weight"]
+
+
+@pytest.mark.parametrize("lost", ["buffer", "attribute", "missing"])
+def test_copying_that_would_leave_something_on_the_meta_device_is_refused(lost: str) -> None:
     with torch.device("meta"):
-        model = nn.Linear(2, 2)
-    with pytest.raises(StateDictMismatchError, match="weight, bias"):
-        copied(model, {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+        model = nn.Sequential(nn.Linear(2, 2))
+        if lost == "buffer":
+            model[0].register_buffer("table", torch.ones(2), persistent=False)
+        elif lost == "attribute":
+            model[0].table = torch.ones(2)
+        else:
+            model[0].table = nn.Parameter(torch.ones(2))
+    tensors = {"0.weight": torch.ones(2, 2), "0.bias": torch.ones(2)}
+    with pytest.raises(StateDictMismatchError, match=r"on the meta device: 0\.table\."):
+        copied(model, tensors)
+    assert all(tensor.is_meta for tensor in model.parameters())
 
 
 # --- construction ---------------------------------------------------------------------------------

@@ -332,7 +332,8 @@ def identity(model: nn.Module) -> dict[str, Any]:
         "parameters": [name for name, _ in model.named_parameters(remove_duplicate=False)],
         "names": [(type(m).__name__, type(m).__qualname__, type(m).__module__) for m in model.modules()],
         "signatures": [str(inspect.signature(m.forward)) for m in model.modules()],
-        "repr": repr(model),
+        # An RNN's dropout is held at 0 beside its flag.
+        "extras": [module.extra_repr().replace(f", dropout={RATE}", "") for module in model.modules()],
     }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bundles import heads as heads
     from bundles.assemble import get_model as get_model
     from bundles.assemble import load_into as load_into
+    from bundles.assemble.predict import predict as predict
     from bundles.builders.head import EncoderWithHead as EncoderWithHead
     from bundles.builders.load import LoadReport as LoadReport
     from bundles.errors import BuildArgumentError as BuildArgumentError
@@ -62,9 +63,13 @@ if TYPE_CHECKING:
     from bundles.freezing.api import frozen as frozen
     from bundles.freezing.api import unfreeze as unfreeze
     from bundles.freezing.derive import layer_groups as layer_groups
+    from bundles.freezing.guard import Guard as Guard
+    from bundles.freezing.guard import guard as guard
+    from bundles.freezing.importance import importance as importance
     from bundles.freezing.param_groups import param_groups as param_groups
     from bundles.freezing.report import FreezeReport as FreezeReport
     from bundles.freezing.report import freeze_report as freeze_report
+    from bundles.freezing.schedule import UnfreezeSchedule as UnfreezeSchedule
     from bundles.freezing.snapshot import Snapshot as Snapshot
     from bundles.freezing.snapshot import snapshot as snapshot
     from bundles.freezing.snapshot import verify_frozen as verify_frozen
@@ -75,8 +80,13 @@ if TYPE_CHECKING:
     from bundles.registry.default import register_cards as register_cards
     from bundles.registry.registry import Registry as Registry
     from bundles.spec.bundle import Bundle as Bundle
+    from bundles.spec.cost import StepCost as StepCost
+    from bundles.spec.elements import Elements as Elements
+    from bundles.spec.elements import TopScores as TopScores
+    from bundles.spec.fit import Fit as Fit
     from bundles.spec.groups import LayerGroup as LayerGroup
     from bundles.spec.groups import LayerGroups as LayerGroups
+    from bundles.spec.masks import Mask as Mask
     from bundles.spec.mode import FreezeMode as FreezeMode
     from bundles.spec.plan import FreezePlan as FreezePlan
     from bundles.spec.policy import All as All
@@ -90,6 +100,7 @@ if TYPE_CHECKING:
     from bundles.spec.policy import Loaded as Loaded
     from bundles.spec.policy import Match as Match
     from bundles.spec.policy import Nothing as Nothing
+    from bundles.spec.scores import Scores as Scores
     from bundles.spec.source import WeightSource as WeightSource
 
 __version__ = "0.1.0"
@@ -98,6 +109,7 @@ _HOMES = {
     "heads": "bundles",
     "get_model": "bundles.assemble",
     "load_into": "bundles.assemble",
+    "predict": "bundles.assemble.predict",
     "EncoderWithHead": "bundles.builders.head",
     "LoadReport": "bundles.builders.load",
     "BundlesError": "bundles.errors",
@@ -140,9 +152,13 @@ _HOMES = {
     "frozen": "bundles.freezing.api",
     "unfreeze": "bundles.freezing.api",
     "layer_groups": "bundles.freezing.derive",
+    "importance": "bundles.freezing.importance",
+    "Guard": "bundles.freezing.guard",
+    "guard": "bundles.freezing.guard",
     "param_groups": "bundles.freezing.param_groups",
     "FreezeReport": "bundles.freezing.report",
     "freeze_report": "bundles.freezing.report",
+    "UnfreezeSchedule": "bundles.freezing.schedule",
     "Snapshot": "bundles.freezing.snapshot",
     "snapshot": "bundles.freezing.snapshot",
     "verify_frozen": "bundles.freezing.snapshot",
@@ -153,8 +169,13 @@ _HOMES = {
     "register_cards": "bundles.registry.default",
     "Registry": "bundles.registry.registry",
     "Bundle": "bundles.spec.bundle",
+    "Elements": "bundles.spec.elements",
+    "TopScores": "bundles.spec.elements",
+    "StepCost": "bundles.spec.cost",
+    "Fit": "bundles.spec.fit",
     "LayerGroup": "bundles.spec.groups",
     "LayerGroups": "bundles.spec.groups",
+    "Mask": "bundles.spec.masks",
     "FreezeMode": "bundles.spec.mode",
     "FreezePlan": "bundles.spec.plan",
     "All": "bundles.spec.policy",
@@ -168,6 +189,7 @@ _HOMES = {
     "Loaded": "bundles.spec.policy",
     "Match": "bundles.spec.policy",
     "Nothing": "bundles.spec.policy",
+    "Scores": "bundles.spec.scores",
     "WeightSource": "bundles.spec.source",
 }
 

@@ -159,9 +159,15 @@ class InexpressibleModeError(FreezeError, ValueError):
 
 
 class FrozenDriftError(FreezeError, RuntimeError):
-    """Something frozen moved; ``moved`` names every parameter and buffer."""
+    """Something frozen moved, or is about to.
+
+    ``moved`` names every parameter and buffer; ``amounts`` says how far, the largest absolute difference
+    over a sample of its values; ``thawed`` names frozen parameters that the next step would move.
+    """
 
     moved: tuple[str, ...] = ()
+    amounts: dict[str, float] = {}  # noqa: RUF012 - a default, as the others
+    thawed: tuple[str, ...] = ()
 
 
 class FreezeArgumentError(FreezeError, ValueError):

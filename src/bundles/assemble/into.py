@@ -34,7 +34,9 @@ def load_into(
     """Load pretrained weights into a part of somebody's own model, and freeze it if asked.
 
     Args:
-        module: the model; its tensors are written in place, so optimizers keep theirs.
+        module: the model; its tensors are written in place, so optimizers keep theirs. It may be sharded
+            by ``torch.distributed.fsdp.fully_shard``, and on the meta device: each rank then maps the
+            file, and keeps no more of it than its own part.
         bundle_or_file: a bundle, its name, or the path of a safetensors file or checkpoint.
         prefix: where in the model, as ``"encoder."``.
         source_prefix: where in the file. Of a bundle whose builder wraps the model, both the wrapped
@@ -47,9 +49,11 @@ def load_into(
         Which names were loaded, missing and unexpected.
 
     Raises:
-        StateDictMismatchError: shapes differ or no name fits; the model is not changed.
+        StateDictMismatchError: shapes differ, no name fits, or something below the prefix would be left
+            on the meta device; the model is not changed.
         FreezeArgumentError, NothingSelectedError, InexpressibleModeError: the freeze cannot be met; the
             model is not changed.
+        BuildError: the model is wrapped in FSDP1; load before wrapping.
         UnknownBundleError, SourceError, CacheError, WeightsError: the weights cannot be had.
 
     >>> import torch, bundles
@@ -62,14 +66,15 @@ def load_into(
     >>> len(report.loaded), report.missing, model.head.weight.requires_grad
     (44, (), True)
     """
+    from bundles.builders.fit import copy_into, fit
     from bundles.builders.keys import translate
-    from bundles.builders.load import copy_into, fit
-    from bundles.builders.tensors import read_tensors
+    from bundles.builders.tensors import is_writable, read_tensors
     from bundles.freezing.api import plan_for, put
 
     policy, mode = merge_request(Loaded(), parse_mode("eval"), freeze, freeze_mode)
     source, bundle = _weights_of(bundle_or_file)
-    tensors = read_tensors(fetch_weights(source))
+    path = fetch_weights(source)
+    tensors = read_tensors(path, lasting=False)
     if bundle is not None:
         tensors = translate(tensors, bundle.keys, source.uri)
     own = {bundle.prefix + name: tensor for name, tensor in tensors.items()} if bundle else tensors
@@ -80,7 +85,8 @@ def load_into(
             raise
         fitted = fit(module, tensors, source.uri, prefix=prefix, source_prefix=source_prefix)
     plan = None if policy == Nothing() else plan_for(module, policy, mode, loaded=fitted.report.loaded)
-    copy_into(module, fitted)
+    owned = fitted.tensors if is_writable(path) else plan.trained if plan else ()
+    copy_into(module, fitted, owned=owned)
     if plan is not None:
         put(module, plan)
     return fitted.report

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bundles.assemble.draft import Draft, build_draft
+from bundles.assemble.planning import plan_draft
 from bundles.assemble.request import Freeze, bundle_of, read_request, with_options
+from bundles.assemble.storage import check_frozen_dtype, keep_lowered, lowered_dtypes
 from bundles.assemble.weights import fetch_weights
 from bundles.errors import BuildError
 from bundles.sources.ahead import read_ahead
@@ -15,12 +17,13 @@ from bundles.spec.mode import FreezeMode
 from bundles.spec.plan import FreezePlan
 from bundles.spec.policy import FreezePolicy, Nothing
 from bundles.spec.provenance import forget, mark
-from bundles.spec.resolve import resolve
 from bundles.spec.upstream import wants_progress
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from bundles.spec.fit import Fit
 
 
 def get_model(
@@ -32,6 +35,7 @@ def get_model(
     head: nn.Module | Callable[[int], nn.Module] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    frozen_dtype: torch.dtype | None = None,
     dl_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -45,8 +49,12 @@ def get_model(
         head: a module, or a callable that takes the number of features. It replaces the architecture's
             head where there is a slot for one, else the result is ``EncoderWithHead``; that, too, where
             the head takes lengths or layers, which a slot does not give.
-        device: where the model goes, as ``nn.Module.to`` takes it.
+        device: where the model goes, as ``nn.Module.to`` takes it. ``"meta"`` with ``pretrained=False``
+            costs no memory: names and shapes alone, buffers real, for :func:`bundles.load_into` to fill.
         dtype: of the floating-point tensors.
+        frozen_dtype: ``torch.bfloat16`` or ``torch.float16`` for the frozen tensors that autocast would
+            cast at each call: weights and biases of torch's linear and convolutional layers. The model is
+            to be called under ``torch.autocast``; what is thawed becomes float32 again.
         dl_kwargs: torchaudio's, deprecated; what they come to here is in the warning.
         options: what this bundle's builder takes besides: ``normalize=`` of speech encoders that
             normalise waveforms (``"batch"`` as upstream, ``"per_utterance"``), ``with_star=`` of MMS_FA.
@@ -66,13 +74,23 @@ def get_model(
     bundle = with_options(bundle_of(bundle), options)
     progress = wants_progress(dl_kwargs)
     request = read_request(bundle, freeze, freeze_mode)
+    if frozen_dtype is not None:
+        check_frozen_dtype(frozen_dtype, freeze, dtype)
+    if request[0].unsettled:
+        request = _settled(bundle, request, head=head, dtype=dtype, frozen_dtype=frozen_dtype)
     if pretrained and bundle.weights:
         read_ahead(bundle.weights)  # the disk works while torch is still being imported
-    draft = build_draft(bundle, head, "empty" if pretrained and bundle.weights else "initialised")
-    plan = None if request[0] == Nothing() else _plan(draft, request, pretrained)
+    hollow = not pretrained and device is not None and _is_meta(device)
+    draft = build_draft(
+        bundle, head, "meta" if hollow else "empty" if pretrained and bundle.weights else "initialised"
+    )
+    plan = None if request[0] == Nothing() else plan_draft(draft, request, pretrained=pretrained)
+    lowered = lowered_dtypes(draft.model, plan, frozen_dtype)
     if pretrained:
-        _load(draft, bundle, owned=plan.trainable if plan else (), progress=progress)
-    model = _finish(draft, plan, pretrained, device, dtype)
+        _load(draft, bundle, plan.trained if plan else (), lowered, progress)
+    is_there = hollow and any(parameter.is_meta for parameter in draft.model.parameters())
+    keep_lowered(draft.model, lowered)
+    model = _finish(draft, plan, pretrained, None if is_there else device, dtype)
     return model.eval()
 
 
@@ -85,7 +103,10 @@ def plan(
 ) -> FreezePlan:
     """Return what :func:`get_model` would freeze and hold, from the architecture alone."""
     bundle = bundle_of(bundle)
-    return _plan(build_draft(bundle, head, "meta"), read_request(bundle, freeze, freeze_mode), True)
+    request = read_request(bundle, freeze, freeze_mode)
+    if request[0].unsettled:
+        request = _settled(bundle, request, head=head)
+    return plan_draft(build_draft(bundle, head, "meta"), request, pretrained=True)
 
 
 def forward_costs(bundle: Bundle) -> dict[str, float] | None:
@@ -104,15 +125,27 @@ def forward_costs(bundle: Bundle) -> dict[str, float] | None:
         return None
 
 
-def _plan(draft: Draft, request: tuple[FreezePolicy, FreezeMode], pretrained: bool) -> FreezePlan:
-    from bundles.freezing.describe import describe
+def _settled(
+    bundle: Bundle, request: tuple[FreezePolicy, FreezeMode], **how: Any
+) -> tuple[FreezePolicy, FreezeMode]:
+    """The request with the policy that ``"fit:8GB"`` comes to."""
+    from bundles.assemble.fit import settle
 
-    table = describe(draft.model)
-    loaded = [row.name for row in table.parameters if pretrained and row.name not in draft.fresh]
-    return resolve(*request, table, draft.groups(), loaded)
+    policy, mode = request
+    return settle(bundle, cast("Fit", policy), mode, **how), mode
 
 
-def _load(draft: Draft, bundle: Bundle, owned: tuple[str, ...], progress: bool) -> None:
+def _is_meta(device: torch.device | str) -> bool:
+    return str(device).partition(":")[0] == "meta"
+
+
+def _load(
+    draft: Draft,
+    bundle: Bundle,
+    owned: tuple[str, ...],
+    lowered: Mapping[str, torch.dtype],
+    progress: bool,
+) -> None:
     from bundles.builders.keys import translate
     from bundles.builders.load import assign
     from bundles.builders.tensors import read_tensors
@@ -123,7 +156,7 @@ def _load(draft: Draft, bundle: Bundle, owned: tuple[str, ...], progress: bool) 
     tensors = translate(tensors, bundle.keys, bundle.weights.uri)
     own = {draft.prefix + name: tensor for name, tensor in tensors.items()}
     wanted = {n: t for n, t in own.items() if not draft.replaced or not n.startswith(draft.replaced)}
-    assign(draft.model, wanted, bundle.weights.uri, owned=owned, fresh=draft.fresh)
+    assign(draft.model, wanted, bundle.weights.uri, owned=owned, fresh=draft.fresh, lowered=lowered)
 
 
 def _finish(

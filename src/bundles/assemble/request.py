@@ -14,7 +14,7 @@ from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.policy import FreezePolicy, Nothing, parse_policy
 
 Freeze = bool | str | FreezePolicy
-ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "dl_kwargs")
+ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "frozen_dtype", "dl_kwargs")
 
 
 def bundle_of(bundle: Bundle | str) -> Bundle:

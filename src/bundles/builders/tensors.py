@@ -15,12 +15,17 @@ from bundles.spec.sniff import describe_file, is_safetensors
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, *, lasting: bool = True) -> dict[str, torch.Tensor]:
     """Return every tensor of a safetensors file, in order of names.
 
     A file that nobody may write, as those in the cache, is mapped and not copied: pages are read when
     they are used, and shared between processes. Any other is copied, because a map would follow the
     file when it is rewritten, and kill the process when it is cut short.
+
+    Args:
+        path: of the file.
+        lasting: whether the tensors will be kept. Where they are only copied from, at once, every file
+            is mapped, so that nobody holds a whole copy who wants a part.
 
     Raises:
         WeightsFileError: the file is of another format, damaged or truncated; it says which.
@@ -29,8 +34,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsFileError(
             f"The weight file {path} is {describe_file(path)}; a safetensors file is needed."
         )
-    tensors = None if is_writable(path) else map_tensors(path)
-    return _read(path, copy=is_writable(path)) if tensors is None else tensors
+    copy = lasting and is_writable(path)
+    tensors = None if copy else map_tensors(path)
+    return _read(path, copy=copy) if tensors is None else tensors
 
 
 def is_writable(path: Path) -> bool:

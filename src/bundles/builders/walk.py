@@ -20,6 +20,12 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
 
 
+def set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put a parameter or buffer in the place of the one of that name."""
+    owner, _, local = name.rpartition(".")
+    setattr(model.get_submodule(owner), local, value)
+
+
 def takes_data(model: nn.Module, tensors: Iterable[torch.Tensor]) -> bool:
     """Whether the tensors of a model can be given other data without its modules' own loading code.
 

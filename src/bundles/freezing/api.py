@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from torch import nn
-from torch.optim import Optimizer
 
 from bundles.errors import (
     FreezeArgumentError,
@@ -15,18 +14,21 @@ from bundles.errors import (
     NothingTrainableWarning,
     warn,
 )
-from bundles.freezing import optimizers
-from bundles.freezing.apply import applied_plans, apply, capture, own_plan, reinstate, undo
+from bundles.freezing import ddp, optimizers
+from bundles.freezing.apply import applied_plans, apply, capture, own_plan, refresh_plans, reinstate, undo
+from bundles.freezing.checkpointing import check_checkpointing
 from bundles.freezing.derive import layer_groups, unwrap
 from bundles.freezing.describe import describe, owned_parameters
 from bundles.freezing.hold import grads_and_before
+from bundles.freezing.optimizers import Optimizers, as_optimizers
+from bundles.spec.cut import check_cut
 from bundles.spec.groups import LayerGroups
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
 from bundles.spec.policy import All, ExceptLast, FreezePolicy, parse_policy
 from bundles.spec.provenance import provenance
-from bundles.spec.resolve import plan_names, resolve, select
-from bundles.spec.values import shown
+from bundles.spec.resolve import choose, plan_names, resolve
+from bundles.spec.selection import Selection
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,7 +39,7 @@ def freeze(
     mode: str | FreezeMode = "eval",
     *,
     groups: LayerGroups | Mapping[str, Any] | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
 ) -> M:
     """Freeze part of any model in place, so that it stays frozen after ``model.train()``.
 
@@ -51,15 +53,19 @@ def freeze(
         mode: preset (``"eval"``, ``"features"``, ``"regularized"``, ``"frontend"``, ``"weights"``,
             ``"mc"``) or ``FreezeMode``.
         groups: the layer groups, if not those that :func:`layer_groups` finds.
-        optimizer: an optimizer over the model, out of which frozen parameters are taken.
+        optimizer: an optimizer over the model, or a list of them, out of which frozen parameters are
+            taken with their momentum; what an earlier call froze and this one does not returns.
 
     Returns:
         The model that was given.
 
     Raises:
-        FreezeArgumentError: ``which``, ``mode`` or ``groups`` is not one of those accepted.
+        FreezeArgumentError: an argument is not one of those accepted, or the model is wrapped in
+            ``DistributedDataParallel`` in a way that cannot follow.
         NothingSelectedError: the policy selects no parameter.
-        InexpressibleModeError: the mode needs two values of one flag.
+        InexpressibleModeError: the mode needs two values of one flag, or cuts the gradient of something
+            that trains inside a frozen part.
+        FreezeError: a reentrant gradient checkpoint would lose gradients after a frozen prefix.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
@@ -71,14 +77,16 @@ def freeze(
     return model
 
 
-def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimizer | None = None) -> M:
+def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimizers | None = None) -> M:
     """Give back exactly what :func:`freeze` changed; gradients it cleared stay cleared.
 
     Args:
         model: a model that is frozen, or that has frozen parts; others are left alone.
         which: with a policy other than ``"all"``, what it selects thaws and the rest stays frozen.
             ``"last:2"`` is refused: it selects all *but* the last two blocks.
-        optimizer: an optimizer to which thawed parameters are added, by identity.
+        optimizer: an optimizer, or a list of them, to which thawed parameters are added, by identity:
+            where they were before they were frozen, else to the first, in a new group, or in its first
+            group where a learning-rate scheduler has counted the groups.
 
     Raises:
         FreezeArgumentError, NothingSelectedError: as :func:`freeze`.
@@ -94,13 +102,15 @@ def unfreeze(model: M, which: str | FreezePolicy = "all", *, optimizer: Optimize
             f"unfreeze({which!r}) would thaw all but the last {policy.n} blocks: to train the last "
             f"{policy.n}, type bundles.freeze(model, 'last:{policy.n}'); to thaw the first, 'first:N'."
         )
-    before = _frozen_parameters(inner)
-    if policy == All():
+    refresh_plans(inner)
+    given, before = as_optimizers(optimizer), frozen_parameters(inner)
+    chosen = None if policy == All() else _select(inner, policy)
+    ddp.guard(model, trained=[name for name in before if chosen is None or name in chosen])
+    if chosen is None:
         undo(inner)
     else:
-        _thaw(inner, policy)
-    if optimizer is not None:
-        optimizers.update(optimizer, before, _frozen_parameters(inner))
+        _thaw(inner, policy, chosen)
+    optimizers.update(given, before.values(), frozen_parameters(inner).values())
     return model
 
 
@@ -126,6 +136,7 @@ def frozen(
     """
     inner = unwrap(model)
     plan = plan_for(model, parse_policy(which), parse_mode(mode), groups=groups)
+    ddp.guard(model, trained=plan.trained)
     earlier = capture(inner)
     apply(inner, plan)
     try:
@@ -149,13 +160,13 @@ class FreezeMixin:
         mode: str | FreezeMode = "eval",
         *,
         groups: LayerGroups | Mapping[str, Any] | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
     ) -> Self:
         """As :func:`bundles.freeze`."""
         freeze(_module(self), which, mode, groups=groups, optimizer=optimizer)
         return self
 
-    def unfreeze(self, which: str | FreezePolicy = "all", *, optimizer: Optimizer | None = None) -> Self:
+    def unfreeze(self, which: str | FreezePolicy = "all", *, optimizer: Optimizers | None = None) -> Self:
         """As :func:`bundles.unfreeze`."""
         unfreeze(_module(self), which, optimizer=optimizer)
         return self
@@ -192,26 +203,33 @@ def plan_for(
         FreezeArgumentError, NothingSelectedError, InexpressibleModeError: as :func:`freeze`.
     """
     inner = unwrap(model)
+    refresh_plans(inner)
     known = [*_known_loaded(inner), *loaded]
-    return resolve(policy, mode, describe(inner), layer_groups(inner, groups), known)
+    plan = resolve(policy, mode, describe(inner), layer_groups(inner, groups), known)
+    check_checkpointing(inner, plan)
+    return plan
 
 
-def put(model: nn.Module, plan: FreezePlan, *, optimizer: Optimizer | None = None) -> None:
-    """Put a plan on a model, keep the optimizer right, and warn where that is not what people want."""
-    inner = unwrap(model)
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise FreezeArgumentError(f"optimizer={shown(optimizer)} is not a torch.optim.Optimizer.")
-    before = [] if optimizer is None else _frozen_parameters(inner)
+def put(model: nn.Module, plan: FreezePlan, *, optimizer: Optimizers | None = None) -> None:
+    """Put a plan on a model, keep the optimizers right, and warn where that is not what people want.
+
+    Raises:
+        FreezeArgumentError: DDP around the model cannot follow, or ``optimizer`` is none.
+        FreezeError: the plan was made for another model.
+    """
+    inner, given = unwrap(model), as_optimizers(optimizer)
+    ddp.guard_plan(model, plan)
+    before = frozen_parameters(inner) if given else {}
     apply(inner, plan)
-    if optimizer is not None:
-        optimizers.update(optimizer, before, _frozen_parameters(inner))
+    if given:
+        optimizers.update(given, before.values(), frozen_parameters(inner).values())
     _warn_about(inner, plan)
 
 
 def _warn_about(model: nn.Module, plan: FreezePlan) -> None:
     """Warn where a plan freezes what was never trained, or leaves nothing to train."""
     origins = provenance(model)
-    fresh = {name for name in plan.frozen if name in origins and origins[name] is None}
+    fresh = {name for name in (*plan.frozen, *plan.masked) if origins.get(name, "") is None}
     if fresh:
         groups = dict.fromkeys(tensor.group for tensor in plan.tensors if tensor.name in fresh)
         warn(
@@ -219,7 +237,7 @@ def _warn_about(model: nn.Module, plan: FreezePlan) -> None:
             f"{', '.join(groups)}: load them first, or freeze less.",
             FreezeWithoutWeightsWarning,
         )
-    if plan.frozen and not plan.trainable and plan.mode.expects_training:
+    if plan.frozen and not plan.trained and plan.mode.expects_training:
         warn(
             "Nothing is left to train: give the model a head (get_model(head=...)), freeze less "
             "(freeze='encoder'), or say that this is meant (mode 'features').",
@@ -227,9 +245,12 @@ def _warn_about(model: nn.Module, plan: FreezePlan) -> None:
         )
 
 
-def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
-    """Make each plan in the model a smaller one, without what the policy selects."""
-    chosen = select(policy, describe(model), layer_groups(model), _known_loaded(model))
+def _select(model: nn.Module, policy: FreezePolicy) -> Selection:
+    return choose(policy, describe(model), layer_groups(model), _known_loaded(model))
+
+
+def _thaw(model: nn.Module, policy: FreezePolicy, chosen: Selection) -> None:
+    """Make each plan in the model a smaller one, without what the policy chose."""
     plans = list(applied_plans(model))
     if not plans and any(grads_and_before(module) for module in model.modules()):
         raise FreezeArgumentError(
@@ -237,27 +258,30 @@ def _thaw(model: nn.Module, policy: FreezePolicy) -> None:
             f"there, or thaw all of this part without one."
         )
     for name, module, plan in plans:
-        prefix = f"{name}." if name else ""
-        rest = [tensor for tensor in plan.frozen if prefix + tensor not in chosen]
+        thawed = chosen.below(f"{name}." if name else "")
+        rest = plan.selection & thawed.outside(tensor.name for tensor in plan.tensors)
         was = f"({plan.policy})" if " " in plan.policy else plan.policy
-        smaller = plan_names(rest, f"{was} & {~policy!r}", plan.mode, describe(module), layer_groups(module))
-        undo(module)
+        table, groups = describe(module), layer_groups(module)
+        check_cut(plan.mode, table, rest.whole, groups)
+        smaller = plan_names(rest.whole, f"{was} & {~policy!r}", plan.mode, table, groups, rest.parts)
         if rest:
             apply(module, smaller)
+        else:
+            undo(module)
 
 
 def _known_loaded(model: nn.Module) -> list[str]:
     return [name for name, origin in provenance(model).items() if origin is not None]
 
 
-def _frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a freeze, also one put on a parent, keeps from training."""
-    found: dict[int, nn.Parameter] = {}
-    for _, module, local, parameter in owned_parameters(model):
+def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a freeze, also one put on a parent, keeps from training, under every name."""
+    found = {}
+    for name, module, local, parameter in owned_parameters(model):
         before, now = grads_and_before(module).get(local, (False, False))
         if before and not now:
-            found[id(parameter)] = parameter
-    return list(found.values())
+            found[name] = parameter
+    return found
 
 
 def _module(value: object) -> nn.Module:

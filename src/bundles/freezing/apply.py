@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from bundles.errors import FreezeError
 from bundles.freezing.describe import owned_parameters
+from bundles.freezing.heirs import follow_moves, restore_requires_grad, seat
 from bundles.freezing.hold import (
     Hold,
+    all_noted,
     grads_and_before,
     held,
     hold,
     own_parameter,
     release,
     remember_requires_grad,
-    restore_requires_grad,
     set_requires_grad,
 )
-from bundles.spec.plan import FreezePlan
+from bundles.freezing.lowered import lift
+from bundles.freezing.masks import forget, keep, kept_of
+from bundles.freezing.steps import settle
+from bundles.spec.masks import Mask
+from bundles.spec.plan import FreezePlan, PlannedTensor
 
 _PLAN = "_bundles_plan"
 
@@ -36,25 +41,38 @@ def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
     owned = {name: (module, local, parameter) for name, module, local, parameter in owned_parameters(model)}
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_fit(plan, set(owned), set(modules))
-    undo(model)
+    _take_off(model)
     ours = [(tensor, *owned[tensor.name]) for tensor in plan.tensors if tensor.state != "fixed"]
-    for _, module, local, parameter in ours:  # all before the first is set: tied ones are one parameter
+    for tensor, module, local, parameter in ours:  # all before the first is set: tied ones are one parameter
         remember_requires_grad(module, local, parameter.requires_grad)
+        owner, plain = seat(tensor.name)
+        if modules[owner] is not module:  # so that it is known once a parametrization is removed
+            remember_requires_grad(modules[owner], plain, parameter.requires_grad)
     for tensor, _, _, parameter in ours:
-        set_requires_grad(parameter, tensor.state == "trainable")
+        set_requires_grad(parameter, tensor.trains)
+    _keep((tensor, module, local) for tensor, module, local, _ in ours)
     for module, what in _by_module(plan, modules):
         hold(module, what)
     model.__dict__[_PLAN] = plan
+    lift(model)
     return model
 
 
 def undo(model: nn.Module) -> nn.Module:
-    """Give back every ``requires_grad``, class and mode that plans changed on the model or in it."""
+    """Give back every ``requires_grad``, class, mode and dtype that plans changed on the model or in it."""
+    _take_off(model)
+    lift(model)
+    return model
+
+
+def _take_off(model: nn.Module) -> None:
+    """As :func:`undo`, but what is kept in lower precision stays so: it may be frozen again."""
+    settle()
     for _, module in list(model.named_modules()):
         module.__dict__.pop(_PLAN, None)
+        forget(module)
         release(module)
         restore_requires_grad(module)
-    return model
 
 
 @dataclass(frozen=True)
@@ -63,26 +81,31 @@ class _Was:
 
     module: nn.Module
     held: Hold | None
+    noted: dict[str, bool]
     requires_grad: dict[str, tuple[bool, bool]]
+    kept: tuple[frozenset[str], dict[str, Mask]]
     plan: FreezePlan | None
 
 
 def capture(model: nn.Module) -> tuple[_Was, ...]:
     """Remember what every plan, also one put on a parent, has made of the model."""
     return tuple(
-        _Was(module, held(module), grads_and_before(module), module.__dict__.get(_PLAN))
-        for module in model.modules()
+        _Was(m, held(m), all_noted(m), grads_and_before(m), kept_of(m), m.__dict__.get(_PLAN))
+        for m in model.modules()
     )
 
 
 def reinstate(model: nn.Module, state: tuple[_Was, ...]) -> None:
     """Put the model back as it was at :func:`capture`, but for the mode requested since."""
-    undo(model)
+    _take_off(model)
     for was in state:
-        for local, (before, now) in was.requires_grad.items():
+        for local, before in was.noted.items():
+            remember_requires_grad(was.module, local, before)
+        for local, (_, now) in was.requires_grad.items():
             if (parameter := own_parameter(was.module, local)) is not None:
-                remember_requires_grad(was.module, local, before)
                 set_requires_grad(parameter, now)
+        if any(was.kept):
+            keep(was.module, *was.kept)
         if was.held is not None:
             hold(was.module, was.held)
         if was.plan is not None:
@@ -95,11 +118,31 @@ def own_plan(model: nn.Module) -> FreezePlan | None:
     return plan
 
 
+def refresh_plans(model: nn.Module) -> None:
+    """Keep frozen what took a frozen tensor's place since, and let the plans name it."""
+    for _, module, plan in list(applied_plans(model)):
+        module.__dict__[_PLAN] = follow_moves(module, plan)
+
+
 def applied_plans(model: nn.Module) -> Iterator[tuple[str, nn.Module, FreezePlan]]:
     """Yield (name, module, plan) of each module in the model on which a plan was put."""
     for name, module in model.named_modules(remove_duplicate=False):
         if _PLAN in module.__dict__:
             yield name, module, module.__dict__[_PLAN]
+
+
+def _keep(frozen: Iterable[tuple[PlannedTensor, nn.Module, str]]) -> None:
+    """Guard what is frozen from optimizers: one record for each module."""
+    found: dict[int, tuple[nn.Module, set[str], dict[str, Mask]]] = {}
+    for tensor, module, local in frozen:
+        _, whole, masks = found.setdefault(id(module), (module, set(), {}))
+        if tensor.mask is not None:
+            masks[local] = tensor.mask
+        elif not tensor.trains:
+            whole.add(local)
+    for module, whole, masks in found.values():
+        if whole or masks:
+            keep(module, whole, masks)
 
 
 def _by_module(plan: FreezePlan, modules: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, Hold]]:
@@ -109,7 +152,8 @@ def _by_module(plan: FreezePlan, modules: dict[str, nn.Module]) -> Iterator[tupl
         module = modules[planned.module]
         _, other = merged.get(id(module), (module, Hold(None, False)))
         flags = [flag for flag in (planned.training, other.training) if flag is not None]
-        merged[id(module)] = (module, Hold(min(flags, default=None), planned.cut or other.cut))
+        knobs = tuple(dict((*other.knobs, *planned.knobs)).items())
+        merged[id(module)] = (module, Hold(min(flags, default=None), planned.cut or other.cut, knobs))
     yield from merged.values()
 
 

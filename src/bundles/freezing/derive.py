@@ -11,6 +11,7 @@ from torch import nn
 from bundles.errors import BuildError, FreezeArgumentError
 from bundles.freezing.apply import own_plan
 from bundles.freezing.describe import owned_parameters
+from bundles.freezing.sharded import settle
 from bundles.spec.groups import (
     Kind,
     LayerGroup,
@@ -68,6 +69,17 @@ def carry_rules(model: nn.Module, rules: Iterable[LayerRule]) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside its wrappers, as :func:`inside`; under FSDP2 its parameters are the shards.
+
+    Raises:
+        FreezeArgumentError: it is no module.
+    """
+    model = inside(model)
+    settle(model)
+    return model
+
+
+def inside(model: nn.Module) -> nn.Module:
     """Return the model inside ``torch.compile``, ``DataParallel``, DDP or ``AveragedModel``.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -13,11 +12,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.hold import base_class, requires_grad_before
+from bundles.freezing.knobs import drops_layers, knobs_of
 from bundles.freezing.reads import mentions_dropout, reads_training
 from bundles.spec.table import Effect, ModuleRow, ModuleTable, ParameterRow
-
-# Attributes that switch off whole layers or time steps; torchaudio, fairseq and transformers use these.
-_STRUCTURE_KNOBS = ("layer_drop", "layerdrop", "encoder_layerdrop", "decoder_layerdrop", "mask_time_prob")
 
 
 def describe(model: nn.Module) -> ModuleTable:
@@ -74,6 +71,8 @@ def _module_row(name: str, module: nn.Module) -> ModuleRow:
         builtin=_is_builtin(module),
         effects=effects,
         assumed=assumed,
+        knobs=knobs_of(module),
+        flows_in_training=isinstance(module, nn.RNNBase),
     )
 
 
@@ -89,7 +88,7 @@ def _effects(module: nn.Module, reads: bool) -> tuple[tuple[Effect, ...], bool]:
         return tuple(known), False
     if _is_builtin(module):
         return (*known, "noise"), False
-    if any(_is_rate(getattr(module, knob, None)) for knob in _STRUCTURE_KNOBS):
+    if drops_layers(module):
         effects: tuple[Effect, ...] = ("noise", "structure") if mentions_dropout(module) else ("structure",)
         return (*known, *effects), True
     if any(True for _ in module.buffers(recurse=False)):
@@ -104,7 +103,3 @@ def _is_builtin(module: nn.Module) -> bool:
 def _has_power_iteration(module: nn.Module) -> bool:
     hooks = module._forward_pre_hooks.values()
     return isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)

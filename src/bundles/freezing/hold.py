@@ -22,25 +22,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrize
+
+from bundles.freezing.cut import CALLED_WITH_GRAD, call_without_graph, ways_in
+from bundles.freezing.sharded import class_below
 
 _HOLD = "_bundles_hold"
 _REQUESTED = "_bundles_requested"
 _BEFORE = "_bundles_requires_grad"
 _FORWARD = "_bundles_forward"
 _TRAIN = "_bundles_train"
-_CUT = ("forward", "extract_features")  # the ways into a module; the second is a speech encoder's
+_KNOBS = "_bundles_knobs"
 
 
 @dataclass(frozen=True)
 class Hold:
-    """What is held: the ``training`` flag (``None`` follows ``train()``), and whether forward is cut."""
+    """What is held of a module.
+
+    Attributes:
+        training: the value of the flag; ``None`` follows ``train()``.
+        cut: whether forward records no graph.
+        knobs: other attributes, with the values that they have until the release.
+    """
 
     training: bool | None
     cut: bool
+    knobs: tuple[tuple[str, float | bool], ...] = ()
 
 
 def hold(module: nn.Module, what: Hold) -> None:
@@ -60,13 +69,17 @@ def hold(module: nn.Module, what: Hold) -> None:
         _cut_instance(module)
     if cls is not None:
         module.__class__ = cls
-    _put_flag(module)
+    state[_KNOBS] = {name: state[name] for name, _ in what.knobs if name in state}
+    state.update((name, value) for name, value in what.knobs if name in state)
+    if what.training is not None:
+        _tell(module, what.training)
 
 
 def release(module: nn.Module) -> None:
     """Undo :func:`hold`; the module is left in the mode last requested of it."""
     state = module.__dict__
-    if state.pop(_HOLD, None) is None:
+    what = state.pop(_HOLD, None)
+    if what is None:
         return
     for name, saved in (("train", _TRAIN), ("forward", _FORWARD)):
         if saved in state:
@@ -74,8 +87,14 @@ def release(module: nn.Module) -> None:
             if (own := state.pop(saved)) is not None:
                 state[name] = own
     if "_bundles_base" in vars(type(module)):  # not where FSDP or parametrize put a class on top
-        module.__class__ = base_class(module)
-    module.training = state.pop(_REQUESTED)
+        module.__class__ = vars(type(module))["_bundles_base"]
+    state.update(state.pop(_KNOBS, {}))
+    state.pop(CALLED_WITH_GRAD, None)
+    requested = state.pop(_REQUESTED)
+    if what.training is not None:
+        _tell(module, requested)
+    else:
+        module.training = requested
 
 
 def held(module: nn.Module) -> Hold | None:
@@ -90,14 +109,15 @@ def is_held(module: nn.Module) -> bool:
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that the module had before it was held."""
+    """Return the class that somebody wrote: the one below those of holds and of ``fully_shard``."""
     cls = type(module)
-    base: type[nn.Module] = vars(cls).get("_bundles_base", cls)
-    return base
+    while (below := vars(cls).get("_bundles_base") or class_below(cls)) is not None:
+        cls = below
+    return cls
 
 
 def remember_requires_grad(module: nn.Module, local: str, value: bool) -> None:
-    """Note what ``requires_grad`` was, for :func:`restore_requires_grad`; the first note stays."""
+    """Note what ``requires_grad`` was, for the undo; the first note stays."""
     module.__dict__[_BEFORE] = {local: value, **module.__dict__.get(_BEFORE, {})}
 
 
@@ -128,17 +148,40 @@ def grads_and_before(module: nn.Module) -> dict[str, tuple[bool, bool]]:
     }
 
 
-def restore_requires_grad(module: nn.Module) -> None:
-    """Undo every :func:`set_requires_grad` on a module's own parameters."""
-    for local, value in module.__dict__.pop(_BEFORE, {}).items():
-        if (parameter := own_parameter(module, local)) is not None:
-            parameter.requires_grad_(value)
+def noted_requires_grad(module: nn.Module, local: str) -> bool | None:
+    """Return what was noted under a name, whether the module has that parameter now or not."""
+    noted: bool | None = module.__dict__.get(_BEFORE, {}).get(local)
+    return noted
+
+
+def all_noted(module: nn.Module) -> dict[str, bool]:
+    """Return every note of a module's own parameters, also of those that are elsewhere now."""
+    return dict(module.__dict__.get(_BEFORE, {}))
+
+
+def forget_requires_grad(module: nn.Module) -> dict[str, bool]:
+    """Take off all that was noted of a module's own parameters, and return it by local name."""
+    noted: dict[str, bool] = module.__dict__.pop(_BEFORE, {})
+    return noted
 
 
 def _put_flag(module: nn.Module) -> None:
     what = held(module)
     if what is not None and what.training is not None:
         module.training = what.training
+
+
+def _tell(module: nn.Module, mode: bool) -> None:
+    """Set a module's flag, and what a ``train()`` of its own keeps beside it; children are not told."""
+    state, cls = module.__dict__, base_class(module)
+    own = state.get(_TRAIN if _TRAIN in state else "train")
+    if own is not None or cls.train is not nn.Module.train:
+        state["children"] = lambda: iter(())  # over which nn.Module.train would recurse
+        try:
+            own(mode) if own is not None else cls.train(module, mode)
+        finally:
+            del state["children"]
+    module.training = mode
 
 
 # --- the class form -------------------------------------------------------------------------------
@@ -180,9 +223,7 @@ def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
         "train": functools.wraps(base.train)(train),
     }
     if cut:
-        members |= {
-            name: _cut_method(getattr(base, name)) for name in _CUT if callable(getattr(base, name, None))
-        }
+        members |= {name: _cut_method(method) for name, method in ways_in(base)}
     made: type[nn.Module] = type(base)(base.__name__, (base,), members)  # type: ignore[misc]
     return made
 
@@ -200,8 +241,7 @@ def _cut_method(method: Callable[..., Any]) -> Callable[..., Any]:
         what = held(self)
         if what is None or not what.cut:
             return method(self, *args, **kwargs)
-        with torch.no_grad():
-            return method(self, *args, **kwargs)
+        return call_without_graph(self, functools.partial(method, self), *args, **kwargs)
 
     return cut_method
 
@@ -241,6 +281,5 @@ def _train_instance(module: nn.Module, mode: bool = True, *args: Any, **kwargs: 
 
 
 def _forward_instance(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    own = module.__dict__[_FORWARD]
-    with torch.no_grad():
-        return own(*args, **kwargs) if own else type(module).forward(module, *args, **kwargs)
+    own = module.__dict__[_FORWARD] or functools.partial(type(module).forward, module)
+    return call_without_graph(module, own, *args, **kwargs)

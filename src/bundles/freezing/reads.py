@@ -8,11 +8,13 @@ that is gated on the flag, and not only the layer types that somebody thought of
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -21,28 +23,33 @@ from bundles.freezing.hold import base_class
 _FLAG = "training"
 _CALLS = ("forward", "__call__")
 _SETTERS = ("__init__", "train", "eval", "__reduce_ex__", "__repr__", "extra_repr")
-_KNOWN_HOOKS = (SpectralNorm, WeightNorm)  # what they do is described elsewhere
+_KNOWN_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)  # what they do is described elsewhere
 
 
 def reads_training(module: nn.Module) -> bool:
     """Whether calling the module may depend on its ``training`` flag; code that cannot be read says yes."""
-    return _FLAG in _words(module)
+    words = words_of(module)
+    return _FLAG in words or not words.isdisjoint(_kept_by_train(base_class(module)))
 
 
 def mentions_dropout(module: nn.Module) -> bool:
     """Whether the module's own code has a word for dropout in it."""
-    return any("dropout" in word or "drop_path" in word for word in _words(module))
+    return any("dropout" in word or "drop_path" in word for word in words_of(module))
 
 
-def _words(module: nn.Module) -> frozenset[str]:
-    """Every name and text in the code that calling the module can reach."""
-    cls = base_class(module)
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    own = [hook for hook in hooks if not isinstance(hook, _KNOWN_HOOKS)]
-    own += [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+def words_of(module: nn.Module) -> frozenset[str]:
+    """Return every name and text in the code that calling the module can reach."""
+    cls, own = base_class(module), own_code(module)
     if cls not in _known:
         _known[cls] = _reachable(cls, _entries(cls))
     return _known[cls] | _reachable(cls, own) if own else _known[cls]
+
+
+def own_code(module: nn.Module) -> list[Any]:
+    """Return what an instance runs beside the code of its class: hooks, and a forward put on it."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    own = [hook for hook in hooks if not isinstance(hook, _KNOWN_HOOKS)]
+    return own + ([module.__dict__["forward"]] if "forward" in module.__dict__ else [])
 
 
 _known: dict[type[nn.Module], frozenset[str]] = {}
@@ -58,6 +65,13 @@ def _entries(cls: type[nn.Module]) -> list[Any]:
     entries = [vars(base)[name] for base in _own(cls) for name in _CALLS if name in vars(base)]
     others = [member for base in bases for name, member in vars(base).items() if name not in _SETTERS]
     return entries + [member for member in others if any(True for _ in _plain(member))]
+
+
+def _kept_by_train(cls: type[nn.Module]) -> frozenset[str]:
+    """The attributes that a class's own ``train()`` writes: flags of its own, beside the one."""
+    own = [function for base in _own(cls) for function in _plain(vars(base).get("train"))]
+    steps = (step for function in own for step in dis.get_instructions(function.__code__))
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR") - {_FLAG}
 
 
 def _reachable(cls: type, entries: list[Any]) -> frozenset[str]:

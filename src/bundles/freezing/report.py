@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from torch import nn
 
 from bundles.display import html_table, text_table
-from bundles.freezing.apply import own_plan
-from bundles.freezing.derive import layer_groups, unwrap
-from bundles.freezing.describe import describe
-from bundles.freezing.hold import held
-from bundles.spec.groups import LayerGroup, LayerGroups
-from bundles.spec.plan import FreezePlan, PlannedHold
-from bundles.spec.provenance import provenance
-from bundles.spec.resolve import home_of, plan_names
-from bundles.spec.table import ModuleTable
+from bundles.freezing.apply import own_plan, refresh_plans
+from bundles.freezing.derive import unwrap
+from bundles.freezing.irregular import Irregularity, irregularities
+from bundles.freezing.observed import Observed, observe
+from bundles.spec.cost import parameter_counts, step_cost
+from bundles.spec.groups import LayerGroup
+from bundles.spec.plan import FreezePlan
 
-_COLUMNS = ("group", "role", "#tensors", "#parameters", "#trainable", "state", "held", "weights")
+_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,15 @@ class GroupStatus:
         role: ``"encoder"`` or ``"head"``.
         tensors: number of parameter tensors.
         parameters: number of their elements.
-        trainable: number of elements that require grad.
+        trainable: number of elements that train.
+        frozen: number of elements that do not, masked ones included.
+        masked: number of frozen elements in tensors whose other elements train.
         state: ``"frozen"``, ``"trainable"`` or ``"mixed"``.
-        held: what the training flags of its modules do: ``"2 off"``, ``"1 on"``, ``"3 follow"``.
+        held: how its modules behave, by axis, as in ``"noise off, stats hold"``; ``"noise follow/off"``
+            where they differ; empty where none depends on its ``training`` flag.
+        gradient: ``"flow"``, ``"cut"`` or ``"mixed"``.
         weights: ``"loaded"``, ``"fresh"``, ``"unknown"`` or ``"mixed"``.
+        irregular: what is not as planned.
     """
 
     name: str
@@ -41,9 +45,13 @@ class GroupStatus:
     tensors: int
     parameters: int
     trainable: int
+    frozen: int
+    masked: int
     state: str
     held: str
+    gradient: str
     weights: str
+    irregular: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,10 @@ class FreezeReport:
         groups: one row per layer group, in order.
         across: modules that reach over several groups and are held (a parent with layer drop, say).
         assumed: held modules of unknown make: what their flag does was guessed.
-        problems: where the model is not as its plan says. Empty is good.
+        problems: where the model is not as its plan says, those of the groups included. Empty is good.
         plan: the plan that was put on it, or ``None``.
+        step_cost: predicted cost of a training step, as a share of one that trains everything.
+        costs: what that is predicted from: ``"given"``, or ``"parameters"`` standing in for operations.
     """
 
     groups: tuple[GroupStatus, ...]
@@ -63,36 +73,63 @@ class FreezeReport:
     assumed: tuple[str, ...]
     problems: tuple[str, ...]
     plan: FreezePlan | None
+    step_cost: float
+    costs: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as data that JSON can hold, the plan as its line.
+
+        >>> report = freeze_report(nn.Linear(2, 1))
+        >>> report.to_dict()["groups"][0]["trainable"]
+        3
+        """
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        groups = [asdict(group) for group in self.groups]
+        return {**own, "groups": groups, "plan": str(self.plan) if self.plan else None}
 
     def __str__(self) -> str:
-        lines = [text_table(_COLUMNS, self._rows())]
-        lines += [f"plan: {self.plan}"] if self.plan else ["plan: none"]
-        lines += [f"held across groups: {name}" for name in self.across]
-        lines += [f"assumed: {', '.join(self.assumed)}"] if self.assumed else []
-        lines += [f"irregular: {problem}" for problem in self.problems]
-        return "\n".join(lines)
+        return "\n".join([text_table(*self._table(), width=_WIDTH), *self._notes()])
 
     def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, self._rows())
+        from html import escape
 
-    def _rows(self) -> list[tuple[str, ...]]:
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        return html_table(*self._table()) + notes
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        columns = {
+            "group": [group.name for group in self.groups],
+            "#parameters": [f"{group.parameters:,}" for group in self.groups],
+            "#trainable": [f"{group.trainable:,}" for group in self.groups],
+            "#frozen": [f"{group.frozen:,}" for group in self.groups],
+            "#masked": [f"{group.masked:,}" for group in self.groups],
+            "held": [group.held for group in self.groups],
+            "gradient": [group.gradient for group in self.groups],
+            "weights": [group.weights for group in self.groups],
+            "#irregular": [str(len(group.irregular)) for group in self.groups],
+        }
+        if not any(group.masked for group in self.groups):
+            del columns["#masked"]
+        return tuple(columns), list(zip(*columns.values(), strict=True))
+
+    def _notes(self) -> list[str]:
+        stand_in = ", parameters standing in for operations" if self.costs == "parameters" else ""
         return [
-            (
-                g.name,
-                g.role,
-                str(g.tensors),
-                f"{g.parameters:,}",
-                f"{g.trainable:,}",
-                g.state,
-                g.held,
-                g.weights,
-            )
-            for g in self.groups
+            f"plan: {self.plan or 'none'}",
+            f"predicted step cost: {self.step_cost:.2f} of training everything{stand_in}",
+            *(f"held across groups: {name}" for name in self.across),
+            *([f"assumed: {', '.join(self.assumed)}"] if self.assumed else []),
+            *(f"irregular: {problem}" for problem in self.problems),
         ]
 
 
-def freeze_report(model: nn.Module) -> FreezeReport:
+def freeze_report(model: nn.Module, *, costs: Mapping[str, float] | None = None) -> FreezeReport:
     """Look at a model and say what is frozen, trainable and held, and whether that is what was planned.
+
+    Args:
+        model: any module.
+        costs: module name -> operations of its forward, in the order in which modules run, to predict
+            the cost of a step from. Without it the number of their parameters stands in.
 
     >>> import torch, bundles
     >>> model = bundles.freeze(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)), "encoder")
@@ -100,75 +137,36 @@ def freeze_report(model: nn.Module) -> FreezeReport:
     [('block.0', 'frozen'), ('head', 'trainable')]
     """
     inner = unwrap(model)
-    groups, table = layer_groups(inner), describe(inner)
-    plan = own_plan(inner)
-    home = {row.name: home_of(row.name, groups) for row in table.modules}
-    modules = dict(inner.named_modules(remove_duplicate=False))
-    held_names = [name for name, module in modules.items() if held(module) is not None]
+    refresh_plans(inner)
+    seen, plan = observe(inner), own_plan(inner)
+    problems = list(irregularities(inner, seen))
+    found = seen.plan_as_found()
     return FreezeReport(
-        groups=tuple(_status(inner, group, home, table) for group in groups),
-        across=tuple(name or type(inner).__name__ for name in held_names if home[name] is None),
-        assumed=tuple(h.module for h in plan.holds if h.assumed) if plan else (),
-        problems=tuple(_problems(inner, plan, groups, table)) if plan else (),
+        groups=tuple(_status(group, seen, problems) for group in seen.groups),
+        across=tuple(name or type(inner).__name__ for name in seen.held_across()),
+        assumed=tuple(hold.module for hold in plan.holds if hold.assumed) if plan else (),
+        problems=tuple(problem.text for problem in problems),
         plan=plan,
+        step_cost=step_cost(found, parameter_counts(found) if costs is None else costs),
+        costs="parameters" if costs is None else "given",
     )
 
 
-def _status(
-    model: nn.Module, group: LayerGroup, home: dict[str, str | None], table: ModuleTable
-) -> GroupStatus:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    mine = [parameters[name] for name in group.parameters]
-    trainable = sum(p.numel() for p in mine if p.requires_grad)
-    total = sum(p.numel() for p in mine)
-    modules = [(row, model.get_submodule(row.name)) for row in table.modules if home[row.name] == group.name]
-    flags = [_flag(module) for row, module in modules if row.effects or held(module) is not None]
-    origins = provenance(model)
-    words = {"unknown" if n not in origins else "loaded" if origins[n] else "fresh" for n in group.parameters}
+def _status(group: LayerGroup, seen: Observed, problems: Iterable[Irregularity]) -> GroupStatus:
+    parameters = sum(seen.parameters[name].numel() for name in group.parameters)
+    trainable = sum(seen.trained(name) for name in group.parameters)
+    origins = {seen.origins.get(name, "unknown") for name in group.parameters}
     return GroupStatus(
         name=group.name,
         role=group.role,
-        tensors=len(mine),
-        parameters=total,
+        tensors=len(group.parameters),
+        parameters=parameters,
         trainable=trainable,
-        state="frozen" if not trainable else "trainable" if trainable == total else "mixed",
-        held=", ".join(f"{flags.count(word)} {word}" for word in ("off", "on", "follow") if word in flags),
-        weights=words.pop() if len(words) == 1 else "mixed",
+        frozen=parameters - trainable,
+        masked=sum(seen.masked.get(name, 0) for name in group.parameters),
+        state="frozen" if not trainable else "trainable" if trainable == parameters else "mixed",
+        held=seen.axes_of(seen.rows_of(group)),
+        gradient=seen.gradient_of(group),
+        weights=origins.pop() if len(origins) == 1 else "mixed",
+        irregular=tuple(problem.text for problem in problems if problem.group == group.name),
     )
-
-
-def _flag(module: nn.Module) -> str:
-    what = held(module)
-    if what is None or what.training is None:
-        return "follow"
-    return "on" if module.training else "off"
-
-
-def _problems(model: nn.Module, plan: FreezePlan, groups: LayerGroups, table: ModuleTable) -> Iterator[str]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for tensor in plan.tensors:
-        parameter = parameters.pop(tensor.name, None)
-        if parameter is None:
-            yield f"{tensor.name} is in the plan and no longer in the model"
-        elif tensor.state != "fixed" and parameter.requires_grad != (tensor.state == "trainable"):
-            yield f"{tensor.name} is planned {tensor.state} and has requires_grad={parameter.requires_grad}"
-    yield from (f"{name} was added after the freeze" for name in parameters)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for planned in _holds_now(plan, groups, table):
-        yield from _hold_problem(planned, modules[planned.module])
-
-
-def _holds_now(plan: FreezePlan, groups: LayerGroups, table: ModuleTable) -> Iterable[PlannedHold]:
-    """What would be held if the plan were made today: parts added since then are among them."""
-    present = {row.name for row in table.parameters}
-    return plan_names(present.intersection(plan.frozen), plan.policy, plan.mode, table, groups).holds
-
-
-def _hold_problem(planned: PlannedHold, module: nn.Module) -> Iterator[str]:
-    name, what = planned.module or type(module).__name__, held(module)
-    if what is None:
-        yield f"{name} is not held: freeze again to cover it"
-    elif planned.cut and not what.cut:
-        yield f"{name} records a graph: freeze again to cut it"
-    elif planned.training is not None and module.training != planned.training:
-        yield f"{name} has training={module.training}, held is {planned.training}: something wrote the flag"

@@ -115,6 +115,7 @@ class Bundle:
         head: torch.nn.Module | Callable[[int], torch.nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        frozen_dtype: torch.dtype | None = None,
         dl_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> torch.nn.Module:
@@ -129,6 +130,7 @@ class Bundle:
             head=head,
             device=device,
             dtype=dtype,
+            frozen_dtype=frozen_dtype,
             dl_kwargs=dl_kwargs,
             **options,
         )

@@ -3,8 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from bundles.spec.plan import FreezePlan
+from bundles.spec.plan import FreezePlan, PlannedTensor
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step with AdamW takes; predicted, so nothing of it was computed.
+
+    Memory is in bytes, and that of tensors: the interpreter and its libraries are not counted, nor what an
+    allocator holds back.
+
+    Attributes:
+        shape: of the input; empty where tensors were given.
+        relative: time, as a share of a step that trains everything.
+        operations: floating-point operations of forward and backward.
+        work: the same, with memory traffic, random numbers and the optimizer's arithmetic counted as the
+            operations that fit into their time: what ``relative`` is a ratio of.
+        weights: parameters and buffers.
+        gradients: of what trains.
+        optimizer: AdamW's two moments.
+        saved_activations: what forward keeps for backward.
+        peak_memory: the most at any time of the step, all of these included that live then.
+    """
+
+    shape: tuple[int, ...]
+    relative: float
+    operations: float
+    work: float
+    weights: int
+    gradients: int
+    optimizer: int
+    saved_activations: int
+    peak_memory: int
+
+    def __str__(self) -> str:
+        """One line: share of time and peak, with what the peak is made of."""
+        parts = ("weights", "gradients", "optimizer", "saved_activations")
+        made_of = ", ".join(f"{part.replace('_', ' ')} {size_text(getattr(self, part))}" for part in parts)
+        return (
+            f"{self.relative:.0%} of the time of training everything, {self.operations / 1e9:,.1f} GFLOP, "
+            f"peak {size_text(self.peak_memory)} ({made_of})"
+        )
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes for people.
+
+    >>> size_text(1_500_000), size_text(2.5e9)
+    ('1.5 MB', '2.5 GB')
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def step_cost(plan: FreezePlan, forward: Mapping[str, float]) -> float:
@@ -24,7 +74,10 @@ def step_cost(plan: FreezePlan, forward: Mapping[str, float]) -> float:
     >>> round(step_cost(plan, parameter_counts(plan)), 2)
     0.73
     """
-    shares = {module: _trainable_share(plan, module) for module in forward}
+    own: dict[str, list[PlannedTensor]] = {}
+    for tensor in plan.tensors:
+        own.setdefault(tensor.name.rpartition(".")[0], []).append(tensor)
+    shares = {module: _trainable_share(own.get(module) or _below(plan, module)) for module in forward}
     full = _spent((cost, 1.0, False) for cost in forward.values())
     spent = _spent((cost, shares[module], plan.mode.grad == "cut") for module, cost in forward.items())
     return spent / full if full else 1.0
@@ -58,9 +111,11 @@ def _spent(modules: Iterable[tuple[float, float, bool]]) -> float:
     return total
 
 
-def _trainable_share(plan: FreezePlan, module: str) -> float:
+def _below(plan: FreezePlan, module: str) -> list[PlannedTensor]:
     prefix = f"{module}." if module else ""
-    own = [tensor for tensor in plan.tensors if tensor.name.rpartition(".")[0] == module]
-    members = own or [tensor for tensor in plan.tensors if tensor.name.startswith(prefix)]
+    return [tensor for tensor in plan.tensors if tensor.name.startswith(prefix)]
+
+
+def _trainable_share(members: list[PlannedTensor]) -> float:
     whole = sum(tensor.count for tensor in members)
-    return sum(tensor.count for tensor in members if tensor.state == "trainable") / (whole or 1)
+    return sum(tensor.count for tensor in members if tensor.trains) / (whole or 1)

@@ -196,9 +196,9 @@ def idle_patterns(rules: Iterable[LayerRule], names: Iterable[str]) -> list[str]
 
 def with_rest(groups: LayerGroups, parameters: Iterable[str], rest: str) -> LayerGroups:
     """Return the groups as they are for these parameters now: those gone left out, new ones in ``rest``."""
-    present = tuple(parameters)
+    present = dict.fromkeys(parameters)
     known = {name for group in groups for name in group.parameters}
-    kept = [replace(g, parameters=tuple(n for n in g.parameters if n in set(present))) for g in groups]
+    kept = [replace(g, parameters=tuple(n for n in g.parameters if n in present)) for g in groups]
     if new := tuple(name for name in present if name not in known):
         kept.append(LayerGroup(rest, "head", (), new))
     return LayerGroups(tuple(group for group in kept if group.parameters))

@@ -10,26 +10,60 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from bundles.errors import PinError
+from bundles.errors import FreezeArgumentError, PinError
 from bundles.spec.groups import Always, Kind, LayerGroup, LayerGroups
+from bundles.spec.masks import Mask
 from bundles.spec.mode import FreezeMode
+from bundles.spec.selection import Selection
 
-State = Literal["frozen", "trainable", "fixed"]
+State = Literal["frozen", "masked", "trainable", "fixed"]
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """What becomes of one parameter. ``"fixed"``: it did not train before the freeze either."""
+    """What becomes of one parameter.
+
+    Attributes:
+        name: dotted name from the model's root.
+        shape: its dimensions.
+        group: the layer group that it belongs to.
+        state: ``"masked"``: part of it is frozen; ``"fixed"``: it did not train before the freeze either.
+        mask: of a masked one, True where frozen.
+    """
 
     name: str
     shape: tuple[int, ...]
     group: str
     state: State
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        expected = self.shape if self.state == "masked" else None
+        if (None if self.mask is None else self.mask.shape) != expected:
+            raise FreezeArgumentError(
+                f"{self.name} of shape {self.shape} is planned {self.state!r} with the mask {self.mask}: a "
+                f"mask of its shape belongs to 'masked', none to any other state."
+            )
 
     @property
     def count(self) -> int:
         """The number of its elements."""
         return prod(self.shape)
+
+    @property
+    def frozen_count(self) -> int:
+        """The number of its elements that are frozen."""
+        return self.mask.count if self.mask else self.count if self.state == "frozen" else 0
+
+    @property
+    def trained_count(self) -> int:
+        """The number of its elements that train."""
+        return self.count - self.frozen_count if self.trains else 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether it gets a gradient: all of it trains, or part of it."""
+        return self.state in ("trainable", "masked")
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,7 @@ class PlannedHold:
         cut: whether its forward records no graph.
         assumed: whether what the flag does in it could only be guessed.
         group: the layer group that it belongs to; ``None`` where it reaches over several.
+        knobs: attributes that are held beside the flag, with their values.
     """
 
     module: str
@@ -49,6 +84,7 @@ class PlannedHold:
     cut: bool = False
     assumed: bool = False
     group: str | None = None
+    knobs: tuple[tuple[str, float | bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +122,28 @@ class FreezePlan:
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
-        """Names of the parameters that train."""
+        """Names of the parameters that train as a whole."""
         return tuple(tensor.name for tensor in self.tensors if tensor.state == "trainable")
+
+    @cached_property
+    def masked(self) -> tuple[str, ...]:
+        """Names of the parameters of which some elements are frozen and others train."""
+        return tuple(tensor.name for tensor in self.tensors if tensor.state == "masked")
+
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the parameters that get a gradient: those that train as a whole, and the masked."""
+        return tuple(tensor.name for tensor in self.tensors if tensor.trains)
+
+    @cached_property
+    def masks(self) -> dict[str, Mask]:
+        """The masks of those, by name; True where frozen."""
+        return {tensor.name: tensor.mask for tensor in self.tensors if tensor.mask is not None}
+
+    @property
+    def selection(self) -> Selection:
+        """What is frozen of it, down to single elements."""
+        return Selection.of(self.frozen, self.masks)
 
     def layer_groups(self) -> LayerGroups:
         """Return the partition that the plan was made with."""
@@ -105,14 +161,21 @@ class FreezePlan:
         The wording of policy and mode and the groups' names do not count: two ways to say what comes
         to the same for this model are equal.
         """
-        tensors = sorted((t.name, list(t.shape), t.state == "frozen") for t in self.tensors)
-        holds = sorted((h.module, str(h.training), h.cut) for h in self.holds)
+        tensors = sorted(
+            (t.name, list(t.shape), t.mask.digest if t.mask else t.state == "frozen") for t in self.tensors
+        )
+        holds = sorted((h.module, str(h.training), h.cut, *h.knobs) for h in self.holds)
         text = json.dumps({"tensors": tensors, "holds": holds}, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the plan as JSON text, its digest included."""
-        return json.dumps({"digest": self.digest, **asdict(self)}, indent=1)
+        data = asdict(self)
+        for entry, tensor in zip(data["tensors"], self.tensors, strict=True):
+            del entry["mask"]
+            if tensor.mask is not None:
+                entry["mask"] = tensor.mask.to_text()
+        return json.dumps({"digest": self.digest, **data}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> FreezePlan:
@@ -138,8 +201,8 @@ class FreezePlan:
 
     def __str__(self) -> str:
         """One line: policy, mode, counts, digest."""
-        frozen = sum(t.count for t in self.tensors if t.state == "frozen")
-        trained = sum(t.count for t in self.tensors if t.state == "trainable")
+        frozen = sum(tensor.frozen_count for tensor in self.tensors)
+        trained = sum(tensor.trained_count for tensor in self.tensors)
         return (
             f"{self.policy} in mode {self.mode}: {frozen:,} parameters frozen, {trained:,} trainable, "
             f"{len(self.holds)} modules held, {self.digest[:19]}"
@@ -151,8 +214,14 @@ def _from_data(data: Mapping[str, Any]) -> FreezePlan:
         policy=data["policy"],
         mode=FreezeMode(**data["mode"]),
         groups=tuple(PlannedGroup(**{**group, "match": tuple(group["match"])}) for group in data["groups"]),
-        tensors=tuple(
-            PlannedTensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in data["tensors"]
+        tensors=tuple(_planned_tensor(tensor) for tensor in data["tensors"]),
+        holds=tuple(
+            PlannedHold(**{**hold, "knobs": tuple(map(tuple, hold["knobs"]))}) for hold in data["holds"]
         ),
-        holds=tuple(PlannedHold(**hold) for hold in data["holds"]),
     )
+
+
+def _planned_tensor(data: Mapping[str, Any]) -> PlannedTensor:
+    shape, text = tuple(data["shape"]), data.get("mask")
+    mask = None if text is None else Mask.from_text(shape, text)
+    return PlannedTensor(**{**data, "shape": shape, "mask": mask})

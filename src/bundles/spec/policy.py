@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 from bundles.errors import FreezeArgumentError
 from bundles.spec.groups import LayerGroup, LayerGroups
+from bundles.spec.selection import Selection
 from bundles.spec.suggest import accepted
 from bundles.spec.values import shown
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a policy chooses from: names, their groups, and which of them came from a weight file."""
+    """What a policy chooses from: names, their groups, which came from a weight file, and their shapes."""
 
     names: tuple[str, ...]
     groups: LayerGroups
     loaded: frozenset[str] = frozenset()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
 class FreezePolicy:
-    """Base of every policy. ``a | b``, ``a & b`` and ``~a`` are policies too.
+    """Base of every policy. ``a | b``, ``a & b`` and ``~a`` are policies too, element by element.
+
+    A policy of your own overrides :meth:`select`; one that freezes parts of tensors, :meth:`choose`.
 
     >>> Encoder() & ~Match("*.bias")
     Encoder() & ~Match('*.bias')
     """
 
+    unsettled: ClassVar[bool] = False  # True where assemble has to turn it into another one first
+
     def select(self, candidates: Candidates) -> frozenset[str]:
-        """Return the names that are frozen."""
+        """Return the names of the tensors that are frozen as a whole."""
         raise NotImplementedError
+
+    def choose(self, candidates: Candidates) -> Selection:
+        """Return what is frozen, down to single elements."""
+        return Selection(self.select(candidates), {})
 
     def __or__(self, other: FreezePolicy) -> FreezePolicy:
         return Either(self, other) if isinstance(other, FreezePolicy) else NotImplemented
@@ -178,42 +189,52 @@ class Match(FreezePolicy):
         return any(fnmatchcase(prefix, self.glob) for prefix in prefixes)
 
 
+class ElementPolicy(FreezePolicy):
+    """Base of policies that say what they freeze by :meth:`choose`, element by element."""
+
+    def select(self, candidates: Candidates) -> frozenset[str]:
+        return self.choose(candidates).whole
+
+    def choose(self, candidates: Candidates) -> Selection:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, repr=False)
-class Either(FreezePolicy):
+class Either(ElementPolicy):
     """What one or the other selects: ``a | b``."""
 
     left: FreezePolicy
     right: FreezePolicy
 
-    def select(self, candidates: Candidates) -> frozenset[str]:
-        return self.left.select(candidates) | self.right.select(candidates)
+    def choose(self, candidates: Candidates) -> Selection:
+        return self.left.choose(candidates) | self.right.choose(candidates)
 
     def __repr__(self) -> str:
         return f"{_operand(self.left)} | {_operand(self.right)}"
 
 
 @dataclass(frozen=True, repr=False)
-class Both(FreezePolicy):
+class Both(ElementPolicy):
     """What both select: ``a & b``."""
 
     left: FreezePolicy
     right: FreezePolicy
 
-    def select(self, candidates: Candidates) -> frozenset[str]:
-        return self.left.select(candidates) & self.right.select(candidates)
+    def choose(self, candidates: Candidates) -> Selection:
+        return self.left.choose(candidates) & self.right.choose(candidates)
 
     def __repr__(self) -> str:
         return f"{_operand(self.left)} & {_operand(self.right)}"
 
 
 @dataclass(frozen=True, repr=False)
-class Other(FreezePolicy):
+class Other(ElementPolicy):
     """What the policy does not select: ``~a``."""
 
     policy: FreezePolicy
 
-    def select(self, candidates: Candidates) -> frozenset[str]:
-        return frozenset(candidates.names) - self.policy.select(candidates)
+    def choose(self, candidates: Candidates) -> Selection:
+        return self.policy.choose(candidates).outside(candidates.names)
 
     def __repr__(self) -> str:
         return f"~{_operand(self.policy)}"
@@ -232,8 +253,9 @@ _PREFIXES: dict[str, tuple[str, Callable[[str], FreezePolicy]]] = {
     "first": (r"\d{1,4}", lambda count: First(int(count))),
     "blocks": (r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", lambda numbers: Blocks(*_ranges(numbers))),
     "match": (r".+", Match),
+    "fit": (r"\d.*", lambda text: _fit(text)),
 }
-_EXAMPLES = (*_WORDS, "last:2", "first:6", "blocks:0-3,6", "match:encoder.*.attention")
+_EXAMPLES = (*_WORDS, "last:2", "first:6", "blocks:0-3,6", "match:encoder.*.attention", "fit:8GB")
 
 
 def parse_policy(policy: str | FreezePolicy) -> FreezePolicy:
@@ -258,6 +280,12 @@ def parse_policy(policy: str | FreezePolicy) -> FreezePolicy:
         f"Freeze policy {shown(policy)} is not known: give one of {accepted(str(policy), _EXAMPLES)}, "
         f"or a FreezePolicy."
     )
+
+
+def _fit(text: str) -> FreezePolicy:
+    from bundles.spec.fit import Fit  # rare, and it needs this module
+
+    return Fit.parse(text)
 
 
 def _members(candidates: Candidates, wanted: Callable[[LayerGroup], bool]) -> frozenset[str]:

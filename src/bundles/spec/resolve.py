@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
+from operator import or_
 
 from bundles.errors import InexpressibleModeError, NothingSelectedError
+from bundles.spec.behaviour import Part, behaviour_of
+from bundles.spec.cut import check_cut
 from bundles.spec.groups import LayerGroups
+from bundles.spec.masks import Mask
 from bundles.spec.mode import FreezeMode
 from bundles.spec.plan import FreezePlan, PlannedGroup, PlannedHold, PlannedTensor
 from bundles.spec.policy import Candidates, FreezePolicy, Nothing
-from bundles.spec.table import ModuleRow, ModuleTable, ParameterRow
-
-Part = Literal["frozen", "presumed", "mixed", "free"]
+from bundles.spec.selection import Selection
+from bundles.spec.table import ModuleRow, ModuleTable, ParameterRow, lineage
 
 
 def resolve(
@@ -34,21 +37,26 @@ def resolve(
 
     Raises:
         NothingSelectedError: the policy selects no parameter and is not ``Nothing()``.
-        InexpressibleModeError: one flag of a known module would need two values.
+        InexpressibleModeError: one flag of a known module would need two values, or the gradient is to
+            be cut where something inside trains.
     """
-    return plan_names(select(policy, table, groups, loaded), repr(policy), mode, table, groups)
+    chosen = choose(policy, table, groups, loaded)
+    plan = plan_names(chosen.whole, repr(policy), mode, table, groups, chosen.parts)
+    check_cut(mode, table, chosen.whole, groups)
+    return plan
 
 
-def select(
+def choose(
     policy: FreezePolicy, table: ModuleTable, groups: LayerGroups, loaded: Iterable[str] = ()
-) -> frozenset[str]:
-    """Return the names that a policy selects, and every other name of the same parameters.
+) -> Selection:
+    """Return what a policy selects, under every name of the same parameters.
 
     Raises:
-        NothingSelectedError: there are none, and the policy is not ``Nothing()``.
+        NothingSelectedError: that is nothing, and the policy is not ``Nothing()``.
     """
     names = tuple(row.name for row in table.parameters)
-    chosen = policy.select(Candidates(names, groups, frozenset(loaded)))
+    shapes = {row.name: row.shape for row in table.parameters}
+    chosen = policy.choose(Candidates(names, groups, frozenset(loaded), shapes))
     if not names and policy != Nothing():
         raise NothingSelectedError("The model has no parameters, so there is nothing to freeze.")
     if not chosen and policy != Nothing():
@@ -57,21 +65,27 @@ def select(
             f"and the first parameters are {', '.join(names[:3])}.",
             groups=groups.names,
         )
-    return with_ties(chosen, table)
+    return _tied(chosen, table)
 
 
 def plan_names(
-    names: Iterable[str], policy: str, mode: FreezeMode, table: ModuleTable, groups: LayerGroups
+    names: Iterable[str],
+    policy: str,
+    mode: FreezeMode,
+    table: ModuleTable,
+    groups: LayerGroups,
+    masks: Mapping[str, Mask] | None = None,
 ) -> FreezePlan:
-    """Return the plan that freezes exactly these parameters, and every other name they are tied to."""
-    frozen = with_ties(names, table)
+    """Return the plan that freezes exactly these parameters and elements, under all their names."""
+    chosen = _tied(Selection.of(names, masks or {}), table)
+    frozen = chosen.whole
     _check_noise(mode, groups, frozen)
     group_of = {name: group.name for group in groups for name in group.parameters}
     return FreezePlan(
         policy=policy,
         mode=mode,
         groups=tuple(PlannedGroup(group.name, group.kind, group.match, group.always) for group in groups),
-        tensors=tuple(_planned(row, frozen, group_of) for row in table.parameters),
+        tensors=tuple(_planned(row, chosen, group_of) for row in table.parameters),
         holds=tuple(_holds(table, parts_of(table, frozen, groups), mode, groups)),
     )
 
@@ -93,11 +107,22 @@ def with_ties(names: Iterable[str], table: ModuleTable) -> frozenset[str]:
     return frozenset(row.name for row in table.parameters if not chosen.isdisjoint(row.tied))
 
 
-def _planned(row: ParameterRow, frozen: frozenset[str], group_of: dict[str, str]) -> PlannedTensor:
-    state: Literal["frozen", "trainable", "fixed"] = "trainable" if row.trainable else "fixed"
-    return PlannedTensor(
-        row.name, row.shape, group_of.get(row.name, ""), "frozen" if row.name in frozen else state
-    )
+def _tied(chosen: Selection, table: ModuleTable) -> Selection:
+    """The same under every name of the same parameters; what is frozen under one name is frozen."""
+    masks: dict[str, Mask] = {}
+    for row in table.parameters if chosen.parts else ():
+        if found := [chosen.parts[name] for name in row.tied if name in chosen.parts]:
+            masks[row.name] = reduce(or_, found)
+    return Selection.of(with_ties(chosen.whole, table), masks)
+
+
+def _planned(row: ParameterRow, chosen: Selection, group_of: dict[str, str]) -> PlannedTensor:
+    group, mask = group_of.get(row.name, ""), chosen.parts.get(row.name)
+    if row.name in chosen.whole:
+        return PlannedTensor(row.name, row.shape, group, "frozen")
+    if not row.trainable:
+        return PlannedTensor(row.name, row.shape, group, "fixed")
+    return PlannedTensor(row.name, row.shape, group, "trainable" if mask is None else "masked", mask)
 
 
 def home_of(module: str, groups: LayerGroups) -> str | None:
@@ -129,17 +154,18 @@ def parts_of(table: ModuleTable, frozen: frozenset[str], groups: LayerGroups) ->
     position = {row.name: index for index, row in enumerate(table.modules)}
     census = {row.name: _Census() for row in table.modules}
     for parameter in table.parameters:
-        for name in _lineage(parameter.module):
+        for name in lineage(parameter.module):
             below = census[name]
             below.total += 1
             if parameter.name in frozen:
                 below.frozen += 1
                 below.last_frozen = max(below.last_frozen, position[parameter.module])
     whole = {group.name: frozen.issuperset(group.parameters) for group in groups}
+    training = {parameter.module for parameter in table.parameters if parameter.name not in frozen}
     rows = {row.name: row for row in table.modules}
     parts: dict[str, Part] = {}
     for row in table.modules:
-        owner = next((name for name in _lineage(row.name) if census[name].total), None)
+        owner = next((name for name in lineage(row.name) if census[name].total), None)
         if owner is None or not census[owner].frozen:
             parts[row.name] = "free"
         elif census[owner].frozen == census[owner].total:
@@ -147,12 +173,19 @@ def parts_of(table: ModuleTable, frozen: frozenset[str], groups: LayerGroups) ->
         elif owner == row.name:
             parts[row.name] = "mixed"
         elif group := groups.of_module(row.name):
-            parts[row.name] = "frozen" if whole[group.name] else "free"
+            adapted = owner not in training and _is_adapted(owner, census)
+            parts[row.name] = "frozen" if whole[group.name] else "presumed" if adapted else "free"
         elif position[row.name] < census[owner].last_frozen:
             parts[row.name] = "frozen"  # something frozen comes after it, and may read its output
         else:
             parts[row.name] = _between(row, rows[owner], table, frozen)
     return parts
+
+
+def _is_adapted(owner: str, census: Mapping[str, _Census]) -> bool:
+    """Whether no child trains as a whole: something does further in, as adapters in frozen layers do."""
+    children = (below for name, below in census.items() if name and name.rpartition(".")[0] == owner)
+    return all(below.frozen for below in children if below.total)
 
 
 def _between(row: ModuleRow, owner: ModuleRow, table: ModuleTable, frozen: frozenset[str]) -> Part:
@@ -174,14 +207,6 @@ def _between(row: ModuleRow, owner: ModuleRow, table: ModuleTable, frozen: froze
     return "presumed" if is_bare and not owner.ordered else "free"
 
 
-def _lineage(name: str) -> Iterable[str]:
-    """``a.b`` -> ``a.b``, ``a``, ````."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield ""
-
-
 # --- how they are held ----------------------------------------------------------------------------
 
 
@@ -191,13 +216,14 @@ def _holds(
     impossible = []
     entries = {row.name for row in table.modules if row.called and parts[row.name] == "frozen"}
     for row in table.modules:
-        flag, expressible = _flag(row, parts[row.name], mode)
-        if not expressible:
+        behaviour = behaviour_of(row, parts[row.name], mode)
+        if not behaviour.expressible:
             impossible.append(row.name)
         cut = mode.grad == "cut" and row.name in entries and not entries.intersection(_above(row.name))
-        if flag is not None or cut:
+        flag, knobs = behaviour.training, behaviour.knobs
+        if flag is not None or cut or knobs:
             assumed = flag is not None and (row.assumed or parts[row.name] == "presumed")
-            yield PlannedHold(row.name, flag, cut, assumed, home_of(row.name, groups))
+            yield PlannedHold(row.name, flag, cut, assumed, home_of(row.name, groups), knobs)
     if impossible:
         raise InexpressibleModeError(
             f"The mode {mode} asks for two behaviours that hang on one flag in "
@@ -207,25 +233,5 @@ def _holds(
         )
 
 
-def _flag(row: ModuleRow, part: Part, mode: FreezeMode) -> tuple[bool | None, bool]:
-    """Return the value at which the training flag is held, and whether that says what was asked."""
-    if part == "free" or (part == "mixed" and not row.reads):
-        return None, True
-    if not row.effects:
-        # A class of unknown make that does not read the flag itself: so that it reads as frozen, too.
-        return (None if row.builtin or mode.noise != "off" else False), True
-    wanted = {_WANTED[effect](mode) for effect in row.effects}
-    if len(wanted) == 1:
-        return wanted.pop(), True
-    return False not in wanted, row.assumed  # what can be off or still is; else on
-
-
-_WANTED = {
-    "noise": lambda mode: {"off": False, "follow": None, "on": True}[mode.noise],
-    "stats": lambda mode: {"hold": False, "follow": None}[mode.stats],
-    "structure": lambda mode: {"off": False, "follow": None}[mode.structure],
-}
-
-
 def _above(module: str) -> Iterable[str]:
-    return (name for name in _lineage(module) if name != module)
+    return (name for name in lineage(module) if name != module)

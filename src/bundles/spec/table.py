@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,22 @@ class ParameterRow:
 
 
 @dataclass(frozen=True)
+class Knob:
+    """An attribute of a module that switches off one of the things its ``training`` flag governs.
+
+    Attributes:
+        name: of the attribute.
+        effect: what it governs, all of it; ``"graph"``: that its input is marked as requiring grad;
+            ``"fused"``: that it reads its children's weights instead of calling them.
+        off: the value at which that is off.
+    """
+
+    name: str
+    effect: Effect | Literal["graph", "fused"]
+    off: float | bool
+
+
+@dataclass(frozen=True)
 class ModuleRow:
     """One module.
 
@@ -39,6 +56,9 @@ class ModuleRow:
         builtin: whether it is one of torch's own classes, whose behaviour is known.
         effects: what hangs on its ``training`` flag.
         assumed: whether the effects could only be guessed.
+        knobs: attributes that govern some of its effects beside the flag.
+        flows_in_training: whether gradient passes through only while the flag is ``True``, as in
+            cuDNN's RNNs.
     """
 
     name: str
@@ -48,6 +68,8 @@ class ModuleRow:
     builtin: bool
     effects: tuple[Effect, ...]
     assumed: bool
+    knobs: tuple[Knob, ...] = ()
+    flows_in_training: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,3 +78,15 @@ class ModuleTable:
 
     modules: tuple[ModuleRow, ...]
     parameters: tuple[ParameterRow, ...]
+
+
+def lineage(name: str) -> Iterator[str]:
+    """Yield a module's name and those of the modules around it.
+
+    >>> list(lineage("a.b"))
+    ['a.b', 'a', '']
+    """
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
