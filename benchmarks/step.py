@@ -1,15 +1,13 @@
 """A training step under each freeze: time, saved activations and peak memory, predicted and measured.
 
     python benchmarks/step.py [--rounds N] [--batch N] [--seconds N] [--bundle NAME]
-    python benchmarks/step.py --habit [--rounds N]
     python benchmarks/step.py --frozen-dtype [--rounds N]
 
 The first prints the table of ``docs/cost.md``: each case in a process of its own, one thread, random weights,
 AdamW, layer drop off. The processes stay alive and step in turn, so a machine whose speed drifts treats them
 alike; times are medians, speed-ups medians of the ratios round by round. Peak memory is that of the process
-above what it had with everything imported, while malloc gives back what is freed. ``--habit`` compares a
-frozen step with ``requires_grad_(False)`` and ``eval()`` on the same parts, ``--frozen-dtype`` frozen tensors
-in bfloat16 with the same in float32 under autocast.
+above what it had with everything imported, while malloc gives back what is freed. ``--frozen-dtype`` compares
+frozen tensors in bfloat16 with the same in float32 under autocast.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ MIB = 2**20
 class Case:
     """A process that makes one step each time it is asked, and knows what was predicted."""
 
-    def __init__(self, name: str, arguments: argparse.Namespace, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         script = os.path.join(os.path.dirname(__file__), "step_once.py")
         size = (arguments.bundle, str(arguments.batch), str(arguments.seconds))
         self.process = subprocess.Popen(
@@ -42,7 +40,7 @@ class Case:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **MALLOC},
         )
         self.facts: dict[str, float] = self._read()
 
@@ -64,8 +62,7 @@ class Case:
 
 def run(names: list[str], arguments: argparse.Namespace) -> tuple[dict[str, Case], dict[str, list[float]]]:
     """Step every case in turn."""
-    environment = {} if arguments.habit else MALLOC
-    cases = {name: Case(name, arguments, environment) for name in names}
+    cases = {name: Case(name, arguments) for name in names}
     stepper: dict[str, Callable[[], float]] = {name: case.step for name, case in cases.items()}
     figures = measure(stepper, arguments.rounds)
     for case in cases.values():
@@ -113,14 +110,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--habit", action="store_true")
     parser.add_argument("--frozen-dtype", action="store_true")
     arguments = parser.parse_args()
-    if arguments.habit:
-        for policy in ("head only", "last 2"):
-            _, figures = run([policy, f"{policy}, by habit"], arguments)
-            report("frozen by us and by habit", figures, "ms", f"{policy}, by habit")
-    elif arguments.frozen_dtype:
+    if arguments.frozen_dtype:
         names = ["head only, autocast", "head only, autocast, frozen in bfloat16"]
         cases, figures = run(names, arguments)
         report("frozen weights in float32 and in bfloat16", figures, "ms", names[0])

@@ -60,21 +60,7 @@ def build(case: str, bundle: bundles.Bundle, shape: tuple[int, int]) -> tuple[nn
         how["freeze_mode"] = "features"
     if "bfloat16" in case:
         how["frozen_dtype"] = torch.bfloat16
-    if "habit" in case:
-        plan = bundle.plan(freeze=how["freeze"], head=head)
-        return by_habit(bundle.get_model(head=head, pretrained=False), plan), torch.randn(shape)
     return bundle.get_model(**how), torch.randn(shape)
-
-
-def by_habit(model: nn.Module, plan: bundles.FreezePlan) -> nn.Module:
-    """Freeze the same tensors, and put the same modules into eval, as people do."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in plan.trained)
-    model.train()
-    for hold in plan.holds:
-        if hold.training is False:
-            model.get_submodule(hold.module).training = False
-    return model
 
 
 def stepper(model: nn.Module, x: Tensor, autocast: bool) -> Callable[[], float]:
@@ -144,8 +130,7 @@ def main() -> None:
     for module in model.modules():
         if hasattr(module, "layer_drop"):
             module.layer_drop = 0.0
-    if "habit" not in case:  # a frozen model stays so, one frozen by habit does not
-        model.train()
+    model.train()
     step = stepper(model, x, "autocast" in case)
     step()
     Path("/proc/self/clear_refs").write_text("5")
