@@ -494,3 +494,45 @@ def test_get_model_imports_nothing_of_it(modules_of_a_plain_load: set[str]) -> N
         *("bundles.freezing.predict", "bundles.freezing.meter", "bundles.freezing.ghosts"),
     }
     assert modules_of_a_plain_load.isdisjoint(unused)
+
+
+# --- what a new user ran into ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [None, lambda dim: nn.Linear(dim, 3)])
+def test_fit_works_where_the_blocks_begin_at_the_input(head: Any) -> None:
+    assert bundles.CREPE_TINY.plan(freeze="fit:8GB:4", head=head).policy == "Nothing()"
+    least = bundles.CREPE_TINY.plan(freeze="fit:0.03GB:64", head=head).policy
+    assert least.startswith("ExceptLast(")
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, *, x: Tensor, scale: float = 1.0) -> Tensor:
+        out: Tensor = self.head(self.body(x)) * scale
+        return out
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    cost = bundles.predict(ByName(), inputs={"x": torch.randn(4, 6), "scale": 2.0}, freeze="encoder")
+    assert cost.relative < 1
+    assert cost.gradients == 4 * (6 * 2 + 2)
+
+
+class Careless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+
+    def forward(self, x: Any) -> Any:
+        return self.body(x["input"])
+
+
+def test_whatever_a_forward_raises_is_named_with_the_inputs() -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match=r"Careless cannot be followed on the inputs"):
+        bundles.predict(Careless(), inputs=(torch.randn(2, 6),))
+    with pytest.raises(bundles.FreezeArgumentError, match=r"inputs= is a float: give a shape"):
+        bundles.predict(Careless(), inputs=0.5)  # type: ignore[arg-type]

@@ -410,6 +410,24 @@ def test_the_warning_says_what_to_do() -> None:
         bundles.freeze(toy())
 
 
+class TiedHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(9, 4), nn.ModuleList([nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_the_warning_names_a_tie_that_froze_the_head() -> None:
+    tied = r"embedding.weight and head.weight are one tensor, frozen under every name: .* 'last:1'"
+    with pytest.warns(bundles.NothingTrainableWarning, match=tied):
+        bundles.freeze(TiedHead(), "encoder")
+    plan = bundles.freeze_plan(bundles.freeze(TiedHead(), "last:1"))
+    assert plan is not None
+    assert "36 parameters frozen, 20 trainable" in str(plan)  # each once, under however many names
+    assert bundles.FreezePlan.from_json(plan.to_json()) == plan
+
+
 def test_parameters_fixed_before_count_as_nothing_to_train() -> None:
     model = linears(2)
     model[1].requires_grad_(False)

@@ -553,3 +553,14 @@ def test_every_experiment_runs_for_a_seed() -> None:
     assert json.loads(made_with)["seeds"] == 1
     stored = load("tables").tables(json.loads((ROOT / "benchmarks/strategies/results.json").read_text()))
     assert [table.splitlines()[0] for table in tables] == [table.splitlines()[0] for table in stored.values()]
+
+
+@pytest.mark.parametrize("data", [None, torch.ones(2, 4)])
+def test_data_that_is_no_iterable_of_batches_is_named(data: Any) -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match=r"data= is a \w+: give an iterable of batches"):
+        bundles.importance(nn.Linear(4, 2), data)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match=r"on the meta device .*, weight first: load"):
+        bundles.importance(nn.Linear(4, 2, device="meta"), [(torch.ones(2, 4), torch.zeros(2).long())])

@@ -822,3 +822,17 @@ def test_a_step_within_a_step_is_covered_to_its_end() -> None:
     assert torch.equal(weight(before), weight(model))
     assert_held(weight(before, "2.weight"), weight(model, "2.weight"), HALF)
     assert len(optimizer.param_groups[0]["params"]) == 6
+
+
+@pytest.mark.parametrize("array", [torch.ones(4, dtype=torch.bool, device="meta"), torch.eye(4).to_sparse()])
+def test_an_array_without_plain_values_is_refused_with_what_to_type(array: torch.Tensor) -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match=r"without plain values .* mask.to_dense\(\)"):
+        bundles.Elements({"weight": array})
+
+
+def test_a_plan_gives_its_masks_back_as_a_policy() -> None:
+    model, again = nn.Linear(4, 4), nn.Linear(4, 4)
+    bundles.freeze(model, bundles.Elements({"weight": [True, False, True, False]}))
+    text = bundles.freeze_plan(model).to_json()  # type: ignore[union-attr]
+    bundles.freeze(again, bundles.Elements(bundles.FreezePlan.from_json(text).masks))
+    assert bundles.freeze_plan(again).digest == bundles.freeze_plan(model).digest  # type: ignore[union-attr]

@@ -124,7 +124,7 @@ def test_a_schedule_survives_json(schedule: UnfreezeSchedule) -> None:
 
 
 def test_a_policy_without_a_string_cannot_be_written() -> None:
-    with pytest.raises(FreezeArgumentError, match=r"Encoder\(\) \| Head\(\) has no string.*repr"):
+    with pytest.raises(FreezeArgumentError, match=r"Encoder\(\) \| Head\(\) has no string.*pickle"):
         UnfreezeSchedule({0: Encoder() | Head()}).to_dict()
 
 
@@ -441,3 +441,8 @@ def test_a_run_resumed_at_any_step_ends_with_the_same_bits(
         resumed.train(x, 14)
         assert contents(resumed.model) == contents(whole.model), at
         assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_a_policy_that_only_a_bundle_can_settle_is_refused_when_the_schedule_is_made() -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match=r"depends on what fits a bundle"):
+        bundles.UnfreezeSchedule({0: "fit:8GB", 5: "none"})

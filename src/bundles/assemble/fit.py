@@ -69,7 +69,9 @@ def fit_shape(bundle: Bundle, policy: Fit) -> tuple[int, ...]:
 def _plans(draft: Draft, mode: FreezeMode) -> dict[FreezePolicy, FreezePlan]:
     """Plans under which something trains, from the most that is trained to the least."""
     blocks = len(draft.groups().blocks)
-    policies = (Nothing(), *(ExceptLast(n) for n in range(blocks, 0, -1)), Encoder())
+    stem = any(group.kind == "stem" for group in draft.groups())
+    most = blocks if stem else blocks - 1  # without a stem, all blocks are everything
+    policies = (Nothing(), *(ExceptLast(n) for n in range(most, 0, -1)), Encoder())
     plans = {policy: plan_draft(draft, (policy, mode), pretrained=True) for policy in policies}
     return {policy: plan for policy, plan in plans.items() if plan.trained}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def predict(
     freeze: Freeze | None = None,
     freeze_mode: str | FreezeMode | None = None,
     head: nn.Module | Callable[[int], nn.Module] | None = None,
-    inputs: Tensor | Sequence[Any] | None = None,
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     batch: int | None = None,
     seconds: float | None = None,
     dtype: torch.dtype | None = None,
@@ -48,8 +48,8 @@ def predict(
             is frozen now.
         freeze_mode: likewise.
         head: of a bundle, as ``get_model`` takes it.
-        inputs: the shape of the input, or a tensor, or a tuple of tensors as forward takes them. A bundle
-            knows its own.
+        inputs: the shape of the input, or a tensor, or a tuple of tensors as forward takes them, or a dict
+            of them by name. A bundle knows its own.
         batch: items of a bundle's input; the card's number without it.
         seconds: length of each, where a bundle takes waveforms.
         dtype: of every tensor, as ``get_model`` takes it.
@@ -89,7 +89,7 @@ def predict(
 
 def _of_module(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any] | None,
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None,
     freeze: Freeze | None,
     freeze_mode: str | FreezeMode | None,
     dtype: torch.dtype | None,

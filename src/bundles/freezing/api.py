@@ -25,7 +25,7 @@ from bundles.spec.cut import check_cut
 from bundles.spec.groups import LayerGroups
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.plan import FreezePlan
-from bundles.spec.policy import All, ExceptLast, FreezePolicy, parse_policy
+from bundles.spec.policy import All, Encoder, ExceptLast, FreezePolicy, parse_policy
 from bundles.spec.provenance import provenance
 from bundles.spec.resolve import choose, plan_names, resolve
 from bundles.spec.selection import Selection
@@ -238,11 +238,23 @@ def _warn_about(model: nn.Module, plan: FreezePlan) -> None:
             FreezeWithoutWeightsWarning,
         )
     if plan.frozen and not plan.trained and plan.mode.expects_training:
-        warn(
-            "Nothing is left to train: give the model a head (get_model(head=...)), freeze less "
-            "(freeze='encoder'), or say that this is meant (mode 'features').",
-            NothingTrainableWarning,
-        )
+        warn(f"Nothing is left to train: {_way_out(model, plan)}", NothingTrainableWarning)
+
+
+def _way_out(model: nn.Module, plan: FreezePlan) -> str:
+    """What to do where nothing is left to train: a head may be frozen because it is tied."""
+    roles = {group.name: group.kind == "head" for group in plan.groups}
+    heads = {tensor.name for tensor in plan.tensors if roles[tensor.group]}
+    for row in describe(model).parameters:
+        if plan.policy == repr(Encoder()) and 0 < len(heads.intersection(row.tied)) < len(row.tied):
+            return (
+                f"{' and '.join(row.tied)} are one tensor, frozen under every name: freeze less, as in "
+                f"'last:1', or say that this is meant (mode 'features')."
+            )
+    return (
+        "give the model a head (get_model(head=...)), freeze less (freeze='encoder'), or say that this is "
+        "meant (mode 'features')."
+    )
 
 
 def _select(model: nn.Module, policy: FreezePolicy) -> Selection:

@@ -108,6 +108,11 @@ def _check_shapes(model: nn.Module) -> None:
         raise FreezeArgumentError(
             f"The parameters {', '.join(lazy)} have no shape yet: run one batch through the model first."
         )
+    if meta := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise FreezeArgumentError(
+            f"{len(meta)} parameters are on the meta device and have no values, {meta[0]} first: load the "
+            f"weights first."
+        )
 
 
 def _scored(model: nn.Module) -> dict[str, nn.Parameter]:

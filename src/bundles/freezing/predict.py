@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from bundles.freezing.meter import PER_BYTE, Meter
 from bundles.spec.cost import StepCost
 from bundles.spec.plan import FreezePlan
 
-Inputs = Tensor | Sequence[Any]
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 _MOMENTS = 2  # of AdamW
 _PASSES = 7  # AdamW reads the parameter, its gradient and both moments, and writes three of them
 
@@ -58,7 +58,8 @@ def predict_step(
 
     Args:
         model: any module, on the meta device if need be; it is not changed.
-        inputs: the shape of a floating-point input, or tensors as forward takes them.
+        inputs: the shape of a floating-point input, or tensors as forward takes them; a mapping gives
+            them by name.
         plan: another freeze than that on the model.
         dtype: of the whole model, if another.
         frozen_dtype: of frozen tensors, as ``get_model`` takes it; the step is one under autocast.
@@ -68,9 +69,8 @@ def predict_step(
     """
     step = _run(model, inputs, plan, dtype, frozen_dtype)
     full = _run(model, inputs, None, dtype, None, frozen=False)
-    is_shape = not isinstance(inputs, Tensor) and all(isinstance(size, int) for size in inputs)
     return StepCost(
-        shape=tuple(inputs) if is_shape else (),
+        shape=tuple(inputs) if isinstance(inputs, Sequence) and _is_shape(inputs) else (),
         relative=step.work / full.work if full.work else 1.0,
         operations=step.operations,
         work=step.work,
@@ -114,8 +114,10 @@ def _run(
             lower(ghost, castable(ghost, plan), frozen_dtype)
         _train(ghost)
         try:
-            return _step(ghost, _inputs(inputs, mode, dtype), mode, frozen_dtype)
-        except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
+            return _step(ghost, *_inputs(inputs, mode, dtype), mode, frozen_dtype)
+        except FreezeArgumentError:
+            raise
+        except Exception as error:  # whatever somebody's forward raises
             raise FreezeArgumentError(
                 f"A step of {type(model).__name__} cannot be followed on {_shown(inputs)} without computing "
                 f"it ({type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}): "
@@ -142,26 +144,42 @@ def _train(ghost: nn.Module) -> None:
             ghost.get_submodule(row.name).training = False
 
 
-def _inputs(inputs: Inputs, mode: FakeTensorMode, dtype: torch.dtype | None) -> tuple[Any, ...]:
+def _is_shape(inputs: Sequence[Any]) -> bool:
+    return all(isinstance(size, int) for size in inputs)
+
+
+def _inputs(
+    inputs: Inputs, mode: FakeTensorMode, dtype: torch.dtype | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what forward is called with, by place and by name."""
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
-    if all(isinstance(size, int) for size in inputs):
-        return (torch.empty(tuple(inputs), dtype=dtype),)
-    return tuple(
-        tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, tuple(inputs))
-    )
+    if not isinstance(inputs, Sequence | Mapping) or isinstance(inputs, str):
+        raise FreezeArgumentError(
+            f"inputs= is a {type(inputs).__name__}: give a shape as (8, 160000), a tensor, a tuple of "
+            f"tensors, or a dict of them by name."
+        )
+    if isinstance(inputs, Sequence) and _is_shape(inputs):
+        return (torch.empty(tuple(inputs), dtype=dtype),), {}
+    given = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+    ghosts = tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, given)
+    return ((), ghosts) if isinstance(ghosts, dict) else (ghosts, {})
 
 
 def _step(
-    ghost: nn.Module, inputs: tuple[Any, ...], mode: FakeTensorMode, autocast: torch.dtype | None
+    ghost: nn.Module,
+    inputs: tuple[Any, ...],
+    named: dict[str, Any],
+    mode: FakeTensorMode,
+    autocast: torch.dtype | None,
 ) -> _Step:
     own = {id(tensor): tensor for tensor in (*ghost.parameters(), *ghost.buffers())}.values()
-    given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    given = [leaf for leaf in tree_leaves((inputs, named)) if isinstance(leaf, Tensor)]
     saved: dict[int, int] = {}
     with Meter(own) as meter:
         meter.take(given)
         with _autocast(autocast), _noting(saved, [*own, *given]):
-            loss = _loss(ghost(*inputs))
+            loss = _loss(ghost(*inputs, **named))
         if loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
     gradients = _bytes(tensor for tensor in own if tensor.requires_grad)
@@ -208,4 +226,4 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _shown(inputs: Inputs) -> str:
     if isinstance(inputs, Tensor):
         return f"a tensor of shape {tuple(inputs.shape)}"
-    return f"the inputs {tuple(inputs)!r}"[:100]
+    return f"the inputs {tuple(inputs)!r}"[:100]  # of a mapping the names

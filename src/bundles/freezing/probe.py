@@ -77,8 +77,13 @@ class Probe:
         """Yield the batches, on the device of the model.
 
         Raises:
-            FreezeArgumentError: there is none.
+            FreezeArgumentError: there is none, or ``data`` is no iterable of them.
         """
+        if isinstance(self.data, Tensor) or not isinstance(self.data, Iterable):
+            raise FreezeArgumentError(
+                f"data= is a {type(self.data).__name__}: give an iterable of batches, as a DataLoader or "
+                f"[(inputs, targets)]."
+            )
         device, empty = next(iter(self.parameters.values())).device, True
         for batch in self.data:
             empty = False

@@ -58,7 +58,7 @@ class Mask:
         if isinstance(values, Mask):
             return values
         if hasattr(values, "tolist") and hasattr(values, "reshape"):
-            shape, flat = tuple(map(int, values.shape)), values.reshape(-1).tolist()
+            shape, flat = tuple(map(int, values.shape)), _listed(values)
         else:
             shape, flat = _flattened(values)
         try:
@@ -176,6 +176,17 @@ class Mask:
     @classmethod
     def _from_octets(cls, shape: tuple[int, ...], octets: bytes) -> Mask:
         return cls._from_number(shape, int(octets[::-1].translate(_DIGITS) or b"0", 2))
+
+
+def _listed(array: Any) -> list[Any]:
+    try:
+        flat: list[Any] = array.reshape(-1).tolist()
+    except (RuntimeError, NotImplementedError) as error:
+        raise FreezeArgumentError(
+            f"A mask is a {type(array).__name__} without plain values ({str(error).splitlines()[0][:80]}): "
+            f"give a dense one that is in memory, as mask.to_dense() or mask.cpu()."
+        ) from error
+    return flat
 
 
 def _flattened(values: Any) -> tuple[tuple[int, ...], list[Any]]:

@@ -29,6 +29,7 @@ class PlannedTensor:
         group: the layer group that it belongs to.
         state: ``"masked"``: part of it is frozen; ``"fixed"``: it did not train before the freeze either.
         mask: of a masked one, True where frozen.
+        alias_of: the first name of the same parameter, where this is another one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PlannedTensor:
     group: str
     state: State
     mask: Mask | None = None
+    alias_of: str | None = None
 
     def __post_init__(self) -> None:
         expected = self.shape if self.state == "masked" else None
@@ -175,6 +177,8 @@ class FreezePlan:
             del entry["mask"]
             if tensor.mask is not None:
                 entry["mask"] = tensor.mask.to_text()
+            if tensor.alias_of is None:
+                del entry["alias_of"]
         return json.dumps({"digest": self.digest, **data}, indent=1)
 
     @classmethod
@@ -201,8 +205,9 @@ class FreezePlan:
 
     def __str__(self) -> str:
         """One line: policy, mode, counts, digest."""
-        frozen = sum(tensor.frozen_count for tensor in self.tensors)
-        trained = sum(tensor.trained_count for tensor in self.tensors)
+        distinct = [tensor for tensor in self.tensors if tensor.alias_of is None]
+        frozen = sum(tensor.frozen_count for tensor in distinct)
+        trained = sum(tensor.trained_count for tensor in distinct)
         return (
             f"{self.policy} in mode {self.mode}: {frozen:,} parameters frozen, {trained:,} trainable, "
             f"{len(self.holds)} modules held, {self.digest[:19]}"

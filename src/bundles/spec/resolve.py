@@ -13,7 +13,7 @@ from bundles.spec.cut import check_cut
 from bundles.spec.groups import LayerGroups
 from bundles.spec.masks import Mask
 from bundles.spec.mode import FreezeMode
-from bundles.spec.plan import FreezePlan, PlannedGroup, PlannedHold, PlannedTensor
+from bundles.spec.plan import FreezePlan, PlannedGroup, PlannedHold, PlannedTensor, State
 from bundles.spec.policy import Candidates, FreezePolicy, Nothing
 from bundles.spec.selection import Selection
 from bundles.spec.table import ModuleRow, ModuleTable, ParameterRow, lineage
@@ -118,11 +118,13 @@ def _tied(chosen: Selection, table: ModuleTable) -> Selection:
 
 def _planned(row: ParameterRow, chosen: Selection, group_of: dict[str, str]) -> PlannedTensor:
     group, mask = group_of.get(row.name, ""), chosen.parts.get(row.name)
+    alias = None if row.tied[0] == row.name else row.tied[0]
     if row.name in chosen.whole:
-        return PlannedTensor(row.name, row.shape, group, "frozen")
+        return PlannedTensor(row.name, row.shape, group, "frozen", alias_of=alias)
     if not row.trainable:
-        return PlannedTensor(row.name, row.shape, group, "fixed")
-    return PlannedTensor(row.name, row.shape, group, "trainable" if mask is None else "masked", mask)
+        return PlannedTensor(row.name, row.shape, group, "fixed", alias_of=alias)
+    state: State = "trainable" if mask is None else "masked"
+    return PlannedTensor(row.name, row.shape, group, state, mask, alias)
 
 
 def home_of(module: str, groups: LayerGroups) -> str | None:

@@ -59,6 +59,11 @@ class Schedule:
                 f"The first milestone is {min(entries)}: say what is frozen from step 0 on, as in "
                 f"{{0: 'encoder', {min(entries)}: ...}}."
             )
+        if unsettled := [policy for policy in entries.values() if policy.unsettled]:
+            raise FreezeArgumentError(
+                f"{unsettled[0]!r} depends on what fits a bundle, so no step can be told by it: give "
+                f"get_model(freeze='fit:...') it, or a policy such as 'last:2' to the schedule."
+            )
         object.__setattr__(self, "milestones", tuple(sorted(entries.items(), key=lambda entry: entry[0])))
         object.__setattr__(self, "mode", parse_mode(mode))
         object.__setattr__(self, "warmup", _count(warmup, "warmup"))
@@ -221,5 +226,6 @@ def _string(policy: FreezePolicy) -> str:
     if policy in _STRINGS:
         return _STRINGS[policy]
     raise FreezeArgumentError(
-        f"The policy {shown(policy)} has no string, so it cannot be written: keep repr(schedule) instead."
+        f"The policy {shown(policy)} has no string, so it cannot be written: pickle the schedule, or make "
+        f"it anew where it is needed."
     )
