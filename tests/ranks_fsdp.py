@@ -153,14 +153,25 @@ def elements_frozen_in_training_hold_despite_old_momentum(folder: Path) -> None:
 
 
 def elements_hold_at_a_step_while_whole_parameters_are_in_place(folder: Path) -> None:
-    model = bundles.freeze(_sharded(_toy()), Elements(MASKS))
-    before = _wholes(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.3)
-    x = next(batches(SHAPE, 1))
-    model.train()(x)[-1].square().sum().backward()
-    with torch.no_grad():
-        model(x)
-    optimizer.step()
+    for first, then in ((_sharded, _freeze_elements), (_freeze_elements, _sharded)):
+        plain = _toy()
+        before = {name: parameter.detach().clone() for name, parameter in plain.named_parameters()}
+        model = then(first(plain))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.3)
+        x = next(batches(SHAPE, 1))
+        model.train()(x)[-1].square().sum().backward()
+        with torch.no_grad():
+            model(x)
+        optimizer.step()
+        model.reshard()  # type: ignore[operator]
+        _check_masks(model, before)
+
+
+def elements_hold_where_no_backward_reshards(folder: Path) -> None:
+    model = bundles.freeze(_toy(), Elements(MASKS))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    _sharded(model).set_reshard_after_backward(False)  # type: ignore[operator]
+    _train(model)
     model.reshard()  # type: ignore[operator]
     _check_masks(model, before)
 
@@ -226,6 +237,10 @@ def _toy() -> nn.Module:
 
 def _freeze(model: nn.Module) -> nn.Module:
     return bundles.freeze(model, "encoder")
+
+
+def _freeze_elements(model: nn.Module) -> nn.Module:
+    return bundles.freeze(model, Elements(MASKS))
 
 
 def _sharded(model: nn.Module) -> nn.Module:

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from bundles.freezing.sharded import show_shards
+
 
 class Keeper(Protocol):
     """Knows parameters that are frozen, each as it is now."""
@@ -88,6 +90,7 @@ _masking: WeakSet[Any] = WeakSet()  # those of them that have masks
 _running: WeakKeyDictionary[Optimizer, deque[_Step]] = WeakKeyDictionary()  # a step may call that of its base
 _acquitted: WeakSet[Optimizer] = WeakSet()
 _convicted: WeakSet[Optimizer] = WeakSet()
+_met: WeakSet[Optimizer] = WeakSet()  # those whose shards have been in the keepers' sight
 _is_watching = False
 
 
@@ -100,6 +103,7 @@ def watch(keeper: Keeper, *, masking: bool) -> None:
         _is_watching = True
     _keepers.add(keeper)
     _acquitted.clear()
+    _met.clear()
     if masking:
         _masking.add(keeper)
 
@@ -164,7 +168,7 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _begin(optimizer: Optimizer, trusted: bool) -> _Step:
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = _parameters(optimizer)
     values = [*_masked_values(own)]
     if trusted:
         return _Step(tuple(values))
@@ -175,6 +179,16 @@ def _begin(optimizer: Optimizer, trusted: bool) -> _Step:
     if on_trial or optimizer in _convicted:
         values += _values(frozen.values())
     return _Step(tuple(values), tuple(_take_out(optimizer, frozen)), on_trial)
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    """What the optimizer steps; if these are shards that the keepers have not met, they are shown to them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if optimizer not in _met:
+        _met.add(optimizer)
+        if any(hasattr(parameter, "to_local") for parameter in parameters):
+            show_shards()
+    return {id(parameter) for parameter in parameters}
 
 
 def _masked_values(own: set[int]) -> Iterator[_Value]:
