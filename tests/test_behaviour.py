@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bundles
 from bundles import BundlesWarning, FreezeError, FreezeMode, FreezePlan, InexpressibleModeError
-from bundles.freezing.checkpointing import checkpointing_problems
+from bundles.freezing.behaviour.checkpointing import checkpointing_problems
 from toys import TOYS, contents, fingerprint, make_optimizers, outputs, step
 
 RNNS: dict[str, Callable[[], nn.RNNBase]] = {

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import bundles
 import toys
 from bundles.errors import FreezeArgumentError
-from bundles.freezing.flops import module_flops
-from bundles.freezing.lowered import lowered_names
+from bundles.freezing.behaviour.lowered import lowered_names
+from bundles.freezing.cost.flops import module_flops
 from bundles.spec.cost import step_cost
 from bundles.spec.fit import Fit
 from bundles.spec.inputs import input_shape
@@ -491,7 +491,7 @@ def modules_of_a_plain_load() -> set[str]:
 def test_get_model_imports_nothing_of_it(modules_of_a_plain_load: set[str]) -> None:
     unused = {
         *("bundles.spec.fit", "bundles.spec.inputs", "bundles.assemble.fit", "bundles.assemble.predict"),
-        *("bundles.freezing.predict", "bundles.freezing.meter", "bundles.freezing.ghosts"),
+        *("bundles.freezing.cost.predict", "bundles.freezing.cost.meter", "bundles.freezing.cost.ghosts"),
     }
     assert modules_of_a_plain_load.isdisjoint(unused)
 

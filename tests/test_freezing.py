@@ -43,7 +43,7 @@ from bundles import (
     NothingTrainableWarning,
     PinError,
 )
-from bundles.freezing.reads import reads_training
+from bundles.freezing.behaviour.reads import reads_training
 from bundles.spec.mode import PRESETS, parse_mode
 from bundles.spec.policy import parse_policy
 from toys import TOYS, contents, fingerprint, make_optimizers, outputs, step

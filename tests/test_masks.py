@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import bundles
 from bundles import Elements, Encoder, FreezeArgumentError, FreezePlan, Head, Mask, Match, TopScores
-from bundles.freezing.masks import masked_elements
+from bundles.freezing.api import plan_for
+from bundles.freezing.optimizer.masks import masked_elements
 from bundles.spec.scores import Scores
 from test_hold import OPTIMIZERS
 from toys import as_bytes, fingerprint, identity
@@ -213,7 +214,7 @@ def test_policies_combine_element_by_element(pair: Pair) -> None:
         with pytest.raises(bundles.NothingSelectedError):
             bundles.freeze(model, policy, "weights")
         return
-    plan = bundles.freezing.api.plan_for(model, policy, bundles.FreezeMode())
+    plan = plan_for(model, policy, bundles.FreezeMode())
     for tensor in plan.tensors:
         truly = expected[tensor.name]
         state = "frozen" if truly.all() else "masked" if truly.any() else "trainable"
@@ -227,7 +228,7 @@ def test_scores_of_tensors_and_groups_choose_the_highest() -> None:
     scores = {name: float(rank) for rank, name in enumerate(NAMES)}
 
     def chosen(policy: bundles.FreezePolicy) -> tuple[str, ...]:
-        return bundles.freezing.api.plan_for(model, policy, bundles.FreezeMode()).frozen
+        return plan_for(model, policy, bundles.FreezeMode()).frozen
 
     assert chosen(TopScores(scores, 1 / 3)) == NAMES[4:]
     assert chosen(TopScores(scores, 1 / 3, smallest=True)) == NAMES[:2]
@@ -242,7 +243,7 @@ def test_scores_of_units_choose_rows_over_all_tensors() -> None:
     model = net()
     units = {"0.weight": (4.0, 0.0, 9.0, 1.0), "4.weight": (8.0, 2.0), "2.bias": (9.0, 9.0, 9.0, 9.0)}
     policy = TopScores(Scores("lrp", "unit", units), 0.6)
-    plan = bundles.freezing.api.plan_for(model, policy, bundles.FreezeMode())
+    plan = plan_for(model, policy, bundles.FreezeMode())
     assert plan.frozen == ("2.bias",)
     assert plan.masks == {"4.weight": Mask.of([[1] * 4, [0] * 4])} | {
         "0.weight": Mask.of([[0] * 4, [0] * 4, [1] * 4, [0] * 4])
@@ -293,7 +294,7 @@ def masked_plan() -> FreezePlan:
 def test_a_plan_with_masks_survives_json_and_its_digest_counts_them() -> None:
     plan = masked_plan()
     assert FreezePlan.from_json(plan.to_json()) == plan
-    other = bundles.freezing.api.plan_for(
+    other = plan_for(
         net(), Elements({"0.weight": ~HALF}) | Match("0.bias"), bundles.FreezeMode()
     )
     assert other.digest != plan.digest

@@ -15,9 +15,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 
 import bundles
 from bundles import FreezeArgumentError, FrozenDriftError, PinError
-from bundles.freezing.digests import digests
-from bundles.freezing.samples import take
-from bundles.freezing.snapshot import Snapshot
+from bundles.freezing.proof.digests import digests
+from bundles.freezing.proof.samples import take
+from bundles.freezing.proof.snapshot import Snapshot
 from toys import RATE, TOYS, make_optimizers, step
 
 

@@ -63,16 +63,16 @@ if TYPE_CHECKING:
     from bundles.freezing.api import frozen as frozen
     from bundles.freezing.api import unfreeze as unfreeze
     from bundles.freezing.derive import layer_groups as layer_groups
-    from bundles.freezing.guard import Guard as Guard
-    from bundles.freezing.guard import guard as guard
-    from bundles.freezing.importance import importance as importance
-    from bundles.freezing.param_groups import param_groups as param_groups
-    from bundles.freezing.report import FreezeReport as FreezeReport
-    from bundles.freezing.report import freeze_report as freeze_report
+    from bundles.freezing.importance.measure import importance as importance
+    from bundles.freezing.optimizer.param_groups import param_groups as param_groups
+    from bundles.freezing.proof.guard import Guard as Guard
+    from bundles.freezing.proof.guard import guard as guard
+    from bundles.freezing.proof.report import FreezeReport as FreezeReport
+    from bundles.freezing.proof.report import freeze_report as freeze_report
+    from bundles.freezing.proof.snapshot import Snapshot as Snapshot
+    from bundles.freezing.proof.snapshot import snapshot as snapshot
+    from bundles.freezing.proof.snapshot import verify_frozen as verify_frozen
     from bundles.freezing.schedule import UnfreezeSchedule as UnfreezeSchedule
-    from bundles.freezing.snapshot import Snapshot as Snapshot
-    from bundles.freezing.snapshot import snapshot as snapshot
-    from bundles.freezing.snapshot import verify_frozen as verify_frozen
     from bundles.registry.default import default_registry as default_registry
     from bundles.registry.default import get_bundle as get_bundle
     from bundles.registry.default import list_bundles as list_bundles
@@ -152,16 +152,16 @@ _HOMES = {
     "frozen": "bundles.freezing.api",
     "unfreeze": "bundles.freezing.api",
     "layer_groups": "bundles.freezing.derive",
-    "importance": "bundles.freezing.importance",
-    "Guard": "bundles.freezing.guard",
-    "guard": "bundles.freezing.guard",
-    "param_groups": "bundles.freezing.param_groups",
-    "FreezeReport": "bundles.freezing.report",
-    "freeze_report": "bundles.freezing.report",
+    "importance": "bundles.freezing.importance.measure",
+    "Guard": "bundles.freezing.proof.guard",
+    "guard": "bundles.freezing.proof.guard",
+    "param_groups": "bundles.freezing.optimizer.param_groups",
+    "FreezeReport": "bundles.freezing.proof.report",
+    "freeze_report": "bundles.freezing.proof.report",
     "UnfreezeSchedule": "bundles.freezing.schedule",
-    "Snapshot": "bundles.freezing.snapshot",
-    "snapshot": "bundles.freezing.snapshot",
-    "verify_frozen": "bundles.freezing.snapshot",
+    "Snapshot": "bundles.freezing.proof.snapshot",
+    "snapshot": "bundles.freezing.proof.snapshot",
+    "verify_frozen": "bundles.freezing.proof.snapshot",
     "default_registry": "bundles.registry.default",
     "get_bundle": "bundles.registry.default",
     "list_bundles": "bundles.registry.default",

@@ -40,8 +40,8 @@ def settle(
     Raises:
         FreezeArgumentError: not even the least fits, or the bundle does not say what its input looks like.
     """
-    from bundles.freezing.ghosts import without_drawing
-    from bundles.freezing.predict import peak_memory
+    from bundles.freezing.cost.ghosts import without_drawing
+    from bundles.freezing.cost.predict import peak_memory
 
     shape = fit_shape(bundle, policy)
     with without_drawing():  # a head made here must not change the one that is made later

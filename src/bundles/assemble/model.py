@@ -114,7 +114,7 @@ def forward_costs(bundle: Bundle) -> dict[str, float] | None:
 
     ``None`` where the bundle does not say what its input looks like, or is wrong about it.
     """
-    from bundles.freezing.flops import module_flops
+    from bundles.freezing.cost.flops import module_flops
 
     shape = bundle.metadata.get("input_shape")
     if shape is None:

@@ -11,7 +11,7 @@ from bundles.spec.resolve import resolve
 
 def plan_draft(draft: Draft, request: tuple[FreezePolicy, FreezeMode], *, pretrained: bool) -> FreezePlan:
     """Return what a policy and a mode freeze and hold of a model that was only constructed."""
-    from bundles.freezing.describe import describe
+    from bundles.freezing.behaviour.describe import describe
 
     table = describe(draft.model)
     loaded = [row.name for row in table.parameters if pretrained and row.name not in draft.fresh]

@@ -79,7 +79,7 @@ def predict(
         fit = replace(policy, batch=batch or policy.batch, seconds=seconds or policy.seconds)
         inputs = fit_shape(bundle, fit) if inputs is None else inputs
         policy = settle(bundle, fit, mode, head=head, dtype=dtype, frozen_dtype=frozen_dtype)
-    from bundles.freezing.predict import predict_step
+    from bundles.freezing.cost.predict import predict_step
 
     draft = build_draft(bundle, head, "meta")
     plan = plan_draft(draft, (policy, mode), pretrained=True)
@@ -96,7 +96,7 @@ def _of_module(
     frozen_dtype: torch.dtype | None,
 ) -> StepCost:
     from bundles.freezing.api import plan_for
-    from bundles.freezing.predict import predict_step
+    from bundles.freezing.cost.predict import predict_step
 
     if inputs is None:
         raise FreezeArgumentError(

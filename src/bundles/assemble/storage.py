@@ -19,7 +19,7 @@ def check_frozen_dtype(frozen_dtype: torch.dtype, freeze: object, dtype: torch.d
         FreezeArgumentError: nothing is frozen, another ``dtype`` is asked of everything, or it is none that
             autocast computes in.
     """
-    from bundles.freezing.lowered import check_dtype
+    from bundles.freezing.behaviour.lowered import check_dtype
 
     if freeze is False:
         raise FreezeArgumentError(
@@ -40,7 +40,7 @@ def lowered_dtypes(
     """Return the dtypes of the frozen tensors that are kept in another one than the model's."""
     if plan is None or frozen_dtype is None:
         return {}
-    from bundles.freezing.lowered import castable
+    from bundles.freezing.behaviour.lowered import castable
 
     return dict.fromkeys(castable(model, plan), frozen_dtype)
 
@@ -48,6 +48,6 @@ def lowered_dtypes(
 def keep_lowered(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
     """Note what is kept in lower precision, and cast what no file has filled."""
     if dtypes:
-        from bundles.freezing.lowered import lower
+        from bundles.freezing.behaviour.lowered import lower
 
         lower(model, dtypes, next(iter(dtypes.values())))

@@ -13,7 +13,7 @@ from torch import nn
 
 from bundles.demo.tasks import Task
 from bundles.errors import BundlesError
-from bundles.freezing.snapshot import snapshot
+from bundles.freezing.proof.snapshot import snapshot
 from bundles.spec.bundle import Bundle
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from bundles.errors import FreezeError
-from bundles.freezing.describe import owned_parameters
-from bundles.freezing.heirs import follow_moves, restore_requires_grad, seat
-from bundles.freezing.hold import (
+from bundles.freezing.behaviour.describe import owned_parameters
+from bundles.freezing.behaviour.hold import (
     Hold,
     all_noted,
     grads_and_before,
@@ -21,9 +20,10 @@ from bundles.freezing.hold import (
     remember_requires_grad,
     set_requires_grad,
 )
-from bundles.freezing.lowered import lift
-from bundles.freezing.masks import forget, keep, kept_of
-from bundles.freezing.steps import settle
+from bundles.freezing.behaviour.lowered import lift
+from bundles.freezing.heirs import follow_moves, restore_requires_grad, seat
+from bundles.freezing.optimizer.masks import forget, keep, kept_of
+from bundles.freezing.optimizer.steps import settle
 from bundles.spec.masks import Mask
 from bundles.spec.plan import FreezePlan, PlannedTensor
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from bundles.errors import BuildError, FreezeArgumentError
 from bundles.freezing.apply import own_plan
-from bundles.freezing.describe import owned_parameters
+from bundles.freezing.behaviour.describe import owned_parameters
 from bundles.freezing.sharded import settle
 from bundles.spec.groups import (
     Kind,

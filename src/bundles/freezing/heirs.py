@@ -14,14 +14,14 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bundles.freezing.hold import (
+from bundles.freezing.behaviour.hold import (
     forget_requires_grad,
     noted_requires_grad,
     own_parameter,
     remember_requires_grad,
     set_requires_grad,
 )
-from bundles.freezing.masks import keep, kept_of
+from bundles.freezing.optimizer.masks import keep, kept_of
 from bundles.spec.plan import FreezePlan, PlannedTensor
 
 _SUFFIXES = ("_orig", "_g", "_v")  # torch's pruning and spectral norm; its weight norm

@@ -11,8 +11,8 @@ from torch import nn
 from bundles.display import html_table, text_table
 from bundles.freezing.apply import own_plan, refresh_plans
 from bundles.freezing.derive import unwrap
-from bundles.freezing.irregular import Irregularity, irregularities
-from bundles.freezing.observed import Observed, observe
+from bundles.freezing.proof.irregular import Irregularity, irregularities
+from bundles.freezing.proof.observed import Observed, observe
 from bundles.spec.cost import parameter_counts, step_cost
 from bundles.spec.groups import LayerGroup
 from bundles.spec.plan import FreezePlan

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bundles.freezing.flops import extra_work, operations
+from bundles.freezing.cost.flops import extra_work, operations
 
 # How many operations take the time of moving a byte and of drawing a random number: one core of a
 # server CPU, which multiplies matrices at 100 to 150 GFLOP/s.

@@ -18,7 +18,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from bundles.freezing.hold import base_class
+from bundles.freezing.behaviour.hold import base_class
 
 _FLAG = "training"
 _CALLS = ("forward", "__call__")

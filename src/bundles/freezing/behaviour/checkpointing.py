@@ -13,7 +13,7 @@ from collections.abc import Collection
 from torch import nn
 
 from bundles.errors import FreezeError
-from bundles.freezing.hold import held
+from bundles.freezing.behaviour.hold import held
 from bundles.spec.plan import FreezePlan
 from bundles.spec.table import lineage
 

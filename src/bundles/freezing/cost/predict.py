@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.apply import apply, undo
-from bundles.freezing.describe import describe
-from bundles.freezing.ghosts import ghost_of
-from bundles.freezing.lowered import castable, lower
-from bundles.freezing.meter import PER_BYTE, Meter
+from bundles.freezing.behaviour.describe import describe
+from bundles.freezing.behaviour.lowered import castable, lower
+from bundles.freezing.cost.ghosts import ghost_of
+from bundles.freezing.cost.meter import PER_BYTE, Meter
 from bundles.spec.cost import StepCost
 from bundles.spec.plan import FreezePlan
 

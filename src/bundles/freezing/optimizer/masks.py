@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bundles.errors import FreezeError
-from bundles.freezing import steps
+from bundles.freezing.optimizer import steps
 from bundles.spec.masks import Mask
 
 _KEPT = "_bundles_kept"

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from bundles.freezing.ghosts import ghost_of
+from bundles.freezing.cost.ghosts import ghost_of
 
 _aten = torch.ops.aten
 _INPUT_GRADIENT = 1.5  # a convolution's gradient by its input costs this many forwards, measured on CPU

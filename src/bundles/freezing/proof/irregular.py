@@ -9,9 +9,9 @@ from torch import nn
 
 from bundles.errors import InexpressibleModeError
 from bundles.freezing.apply import applied_plans
-from bundles.freezing.checkpointing import checkpointing_problems
-from bundles.freezing.hold import held
-from bundles.freezing.observed import Observed, observe
+from bundles.freezing.behaviour.checkpointing import checkpointing_problems
+from bundles.freezing.behaviour.hold import held
+from bundles.freezing.proof.observed import Observed, observe
 from bundles.spec.plan import FreezePlan, PlannedHold, PlannedTensor
 from bundles.spec.resolve import plan_names
 

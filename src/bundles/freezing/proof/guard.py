@@ -8,7 +8,7 @@ from typing import Self
 from torch import nn
 
 from bundles.errors import FreezeArgumentError
-from bundles.freezing.snapshot import Snapshot, snapshot, verify_frozen
+from bundles.freezing.proof.snapshot import Snapshot, snapshot, verify_frozen
 
 
 class Guard:

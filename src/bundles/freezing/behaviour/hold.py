@@ -26,7 +26,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrize
 
-from bundles.freezing.cut import CALLED_WITH_GRAD, call_without_graph, ways_in
+from bundles.freezing.behaviour.cut import CALLED_WITH_GRAD, call_without_graph, ways_in
 from bundles.freezing.sharded import class_below
 
 _HOLD = "_bundles_hold"

@@ -13,7 +13,8 @@ from torch import nn
 
 from bundles.errors import FreezeArgumentError, FrozenDriftError, PinError
 from bundles.freezing.apply import refresh_plans
-from bundles.freezing.coverage import (
+from bundles.freezing.derive import unwrap
+from bundles.freezing.proof.coverage import (
     frozen_names,
     frozen_positions,
     frozen_values,
@@ -22,9 +23,8 @@ from bundles.freezing.coverage import (
     masks_of,
     tensors_of,
 )
-from bundles.freezing.derive import unwrap
-from bundles.freezing.digests import digests
-from bundles.freezing.samples import differing, fetch, largest_difference, take
+from bundles.freezing.proof.digests import digests
+from bundles.freezing.proof.samples import differing, fetch, largest_difference, take
 from bundles.spec.masks import Mask
 
 

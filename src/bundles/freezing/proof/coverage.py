@@ -9,10 +9,10 @@ from torch import nn
 
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.apply import applied_plans
+from bundles.freezing.behaviour.describe import describe
+from bundles.freezing.behaviour.hold import held
 from bundles.freezing.derive import layer_groups
-from bundles.freezing.describe import describe
-from bundles.freezing.hold import held
-from bundles.freezing.masks import mask_like
+from bundles.freezing.optimizer.masks import mask_like
 from bundles.spec.masks import Mask
 from bundles.spec.resolve import parts_of
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bundles.errors import FreezeArgumentError
-from bundles.freezing.describe import owned_parameters
-from bundles.freezing.hold import base_class
+from bundles.freezing.behaviour.describe import owned_parameters
+from bundles.freezing.behaviour.hold import base_class
 from bundles.spec.plan import FreezePlan
 
 _LOWERED = "_bundles_lowered"

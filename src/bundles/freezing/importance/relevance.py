@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
 from bundles.errors import FreezeArgumentError, MissingDependencyError
-from bundles.freezing.probe import Probe, pair
+from bundles.freezing.importance.probe import Probe, pair
 
 
 def unit_relevance(probe: Probe) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from typing import Literal
 
 from torch import nn
 
+from bundles.freezing.behaviour.describe import describe
+from bundles.freezing.behaviour.hold import held
 from bundles.freezing.derive import layer_groups
-from bundles.freezing.describe import describe
-from bundles.freezing.hold import held
-from bundles.freezing.masks import kept_of
+from bundles.freezing.optimizer.masks import kept_of
 from bundles.spec.groups import LayerGroup, LayerGroups
 from bundles.spec.mode import PRESETS
 from bundles.spec.plan import FreezePlan, PlannedGroup, PlannedTensor, State

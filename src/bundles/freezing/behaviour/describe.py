@@ -11,9 +11,9 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from bundles.errors import FreezeArgumentError
-from bundles.freezing.hold import base_class, requires_grad_before
-from bundles.freezing.knobs import drops_layers, knobs_of
-from bundles.freezing.reads import mentions_dropout, reads_training
+from bundles.freezing.behaviour.hold import base_class, requires_grad_before
+from bundles.freezing.behaviour.knobs import drops_layers, knobs_of
+from bundles.freezing.behaviour.reads import mentions_dropout, reads_training
 from bundles.spec.table import Effect, ModuleRow, ModuleTable, ParameterRow
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from bundles.freezing.hold import base_class
-from bundles.freezing.reads import own_code, words_of
+from bundles.freezing.behaviour.hold import base_class
+from bundles.freezing.behaviour.reads import own_code, words_of
 from bundles.spec.table import Knob
 
 # Rates at which whole layers or time steps are left out in torchaudio, fairseq and transformers. "Off" is

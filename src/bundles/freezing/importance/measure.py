@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.derive import layer_groups, unwrap
-from bundles.freezing.probe import Loss, Parts, Probe, Table, limited, wide
-from bundles.freezing.relevance import unit_relevance
-from bundles.freezing.untouched import untouched
+from bundles.freezing.importance.probe import Loss, Parts, Probe, Table, limited, wide
+from bundles.freezing.importance.relevance import unit_relevance
+from bundles.freezing.importance.untouched import untouched
 from bundles.spec.groups import LayerGroups
 from bundles.spec.scores import Per, Scores
 from bundles.spec.values import shown

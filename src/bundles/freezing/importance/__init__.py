@@ -1,0 +1,1 @@
+"""How much each layer matters: scores by gradient, size or relevance."""

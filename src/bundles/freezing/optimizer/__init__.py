@@ -1,0 +1,1 @@
+"""What an optimizer may not move, and what it is given to train."""
