@@ -294,9 +294,7 @@ def masked_plan() -> FreezePlan:
 def test_a_plan_with_masks_survives_json_and_its_digest_counts_them() -> None:
     plan = masked_plan()
     assert FreezePlan.from_json(plan.to_json()) == plan
-    other = plan_for(
-        net(), Elements({"0.weight": ~HALF}) | Match("0.bias"), bundles.FreezeMode()
-    )
+    other = plan_for(net(), Elements({"0.weight": ~HALF}) | Match("0.bias"), bundles.FreezeMode())
     assert other.digest != plan.digest
     assert (plan.frozen, plan.masked) == (("0.bias",), ("0.weight",))
     assert plan.trainable == NAMES[2:]
