@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -574,9 +575,17 @@ def test_an_unwritable_cache_is_named_before_anything_is_asked(
     assert server.requests == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("options", [QUICK, SEVERAL], ids=["one connection", "several"])
 def test_an_interrupt_ends_a_download_at_once_and_it_can_be_continued(
-    options: Options, server: Loopback, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options, server: Loopback, empty_cache: Path, interruptible: None
 ) -> None:
     server.script, server.default = ["good"], "stall"
     options = replace(options, read_timeout=30.0)
