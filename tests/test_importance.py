@@ -469,6 +469,13 @@ def test_a_score_is_a_finite_number(value: Any) -> None:
         Scores("rgn", "tensor", {"a": value})
 
 
+def test_scores_may_be_given_as_tensors_and_arrays() -> None:
+    own = Scores("any", "unit", {"a": (0.5, 2.0)})
+    assert Scores("any", "unit", {"a": torch.tensor([0.5, 2.0])}) == own  # type: ignore[dict-item]
+    assert Scores("any", "unit", {"a": torch.tensor([0.5, 2.0]).numpy()}) == own  # type: ignore[dict-item]
+    assert Scores("any", "tensor", {"a": torch.tensor(0.5)}).values == {"a": 0.5}  # type: ignore[dict-item]
+
+
 def test_scores_cannot_change_and_print_short() -> None:
     values = {f"layer.{index}": float(index) for index in range(20)}
     scores = Scores("rgn", "tensor", values)

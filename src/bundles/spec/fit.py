@@ -47,8 +47,8 @@ class Fit(FreezePolicy):
         counts = [count for count in (self.batch, self.seconds) if count is not None]
         if not is_known or min(self.bytes, *counts, 1) <= 0:
             raise FreezeArgumentError(
-                f"{self!r} needs an amount of memory and a batch above zero, as in Fit('8GB') or "
-                f"Fit('8GB', batch=16, seconds=10)."
+                f"{self!r} needs an amount of memory in {', '.join(_UNITS)} and a batch above zero, as in "
+                f"Fit('8GB') or Fit('8GB', batch=16, seconds=10)."
             )
 
     @classmethod

@@ -161,13 +161,20 @@ def _text(name: Any) -> str:
     return name
 
 
+def _plain(value: Any) -> Any:
+    """The value as Python's own, where it is a tensor's or an array's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _number(value: Any, name: str) -> float:
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FreezeArgumentError(f"The score of {name!r} is {shown(value)}, expected is a finite number.")
     return float(value)
 
 
 def _units(value: Any, name: str) -> tuple[float, ...]:
+    value = _plain(value)
     if not isinstance(value, list | tuple):
         raise FreezeArgumentError(
             f"The scores of {name!r} are {shown(value)}, expected is a list with a number for each unit."
