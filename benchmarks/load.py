@@ -6,6 +6,8 @@ Every load runs in a process of its own, in turn with its rivals. Warm: the file
 everything is imported before the clock starts. With ``--cold`` the files are dropped from the page cache
 before each process, and the clock starts with the process; ``imports`` is what importing alone takes.
 Weights are random and of upstream's format and size; the one-time download and conversion come before.
+Upstream of the names in ``libraries.py`` is ``Class.from_pretrained(folder)`` of transformers, or
+``timm.create_model(name, checkpoint_path=file)``; the aim is 8 x transformers' load, 1.4 x with the forward.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interleaved import measure, report
+from libraries import SUBJECTS, saved
 from upstream import LOAD_ONCE, checkpoint
 
-NAMES = ("CREPE_TINY", "CREPE_FULL", "WAV2VEC2_BASE", "WAV2VEC2_LARGE", "WAV2VEC2_XLSR_1B")
+SPEECH = ("CREPE_TINY", "CREPE_FULL", "WAV2VEC2_BASE", "WAV2VEC2_LARGE", "WAV2VEC2_XLSR_1B")
+NAMES = (*SPEECH, *SUBJECTS)
 FIGURES = {
     "load": ("load", "ms"),
     "forward": ("load + first forward", "ms"),
@@ -56,8 +60,10 @@ def drop(path: Path) -> None:
 
 def compare(name: str, rounds: int, *, cold: bool) -> None:
     """Run the loaders in turn and print each figure of them."""
-    rivals = ("upstream", "bundles", "bundles-frozen", *(["imports"] if cold else []))
-    with tempfile.TemporaryDirectory() as folder, checkpoint(name, folder) as files:
+    rivals = ["upstream", "bundles", "bundles-frozen", *(["imports"] if cold else [])]
+    rivals += ["bundles-folder"] if name in SUBJECTS else []
+    made = saved if name in SUBJECTS else checkpoint
+    with tempfile.TemporaryDirectory() as folder, made(name, folder) as files:
         runs = measure({who: loader(who, name, files, cold=cold) for who in rivals}, rounds)
     for figure, (title, unit) in FIGURES.items():
         if not cold or figure in ("load", "forward"):

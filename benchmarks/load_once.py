@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import libraries
+
 MODULES = (
     *("torch", "torchaudio", "torchaudio.pipelines", "bundles.assemble", "bundles.builders.load"),
     *(
@@ -33,6 +35,8 @@ MODULES = (
 
 def loader(who: str, name: str) -> Callable[[], Any]:
     """Return the function that is measured: from a name to a model."""
+    if name in libraries.SUBJECTS and who != "imports":
+        return libraries.loader(who, name)
     if who.startswith("bundles"):
         import bundles
 
@@ -40,7 +44,7 @@ def loader(who: str, name: str) -> Callable[[], Any]:
         bundle = bundles.get_bundle(name)  # as the constants that torchaudio makes when it is imported
         return lambda: bundle.get_model(**how)
     if who == "imports":
-        return lambda: [importlib.import_module(module) for module in MODULES]
+        return lambda: [importlib.import_module(module) for module in modules(name)]
     if name.startswith("CREPE"):
         return lambda: torchcrepe_model(name.removeprefix("CREPE_").lower())
     return lambda: importlib.import_module("torchaudio.pipelines").__dict__[name].get_model()
@@ -55,8 +59,12 @@ def torchcrepe_model(size: str) -> Any:
 
 
 def forward(model: Any, name: str) -> None:
-    """Run the model once: on a second of speech, or on 16 frames."""
+    """Run the model once: on a second of speech, on 16 frames, or on what its library takes."""
     import torch
+
+    if name in libraries.SUBJECTS:
+        libraries.forward(model, name)
+        return
 
     with torch.inference_mode():
         model(torch.zeros(16, 1024) if name.startswith("CREPE") else torch.zeros(1, 16_000))
@@ -67,12 +75,25 @@ def memory(figure: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{figure}:")[1].split()[0]) / 1024
 
 
-def settle(name: str) -> None:
-    """Import everything, start torch's threads, and forget the peak so far."""
+def modules(name: str) -> tuple[str, ...]:
+    """Return what either side imports for a model."""
+    if name in libraries.SUBJECTS:
+        own = "timm" if libraries.SUBJECTS[name].config is None else "transformers"
+        return (*(module for module in MODULES if "torchaudio" not in module), own)
+    return (*MODULES, *(["torchcrepe"] if name.startswith("CREPE") else []))
+
+
+def settle(who: str, name: str) -> None:
+    """Import everything, start torch's threads, and forget the peak so far.
+
+    transformers imports at its first use, and so does timm: a small model is loaded the same way.
+    """
     import torch
 
-    for module in (*MODULES, *(["torchcrepe"] if name.startswith("CREPE") else [])):
+    for module in modules(name):
         importlib.import_module(module)
+    if name in libraries.SUBJECTS:
+        libraries.loader(who, name, "small")()
     torch.nn.Linear(512, 512)(torch.nn.Conv1d(1, 512, 10)(torch.zeros(1, 1, 16_000)).mT)
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -83,7 +104,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     run = loader(who, name)
     if when != "cold":
-        settle(name)
+        settle(who, name)
     before, start = memory("VmRSS"), float(rest[0]) if rest else time.monotonic()
     model = run()
     loaded, peak = time.monotonic(), memory("VmHWM")

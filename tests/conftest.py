@@ -37,6 +37,7 @@ def _hermetic(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         if name.startswith(("BUNDLES_", "HF_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("BUNDLES_CACHE", str(session_cache))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(session_cache / "config"))
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -102,9 +102,15 @@ def test_nouns_need_the_standard_library_only(part: str) -> None:
         ("huggingface_hub", {"sources"}),
         ("httpx2", {"sources"}),
         ("filelock", {"sources"}),
+        ("fsspec", {"sources"}),
         ("torchaudio", {"builders"}),
         ("rich", {"display", "cli", "sources"}),
         ("click", {"cli"}),
+        ("timm", {"builders"}),
+        ("tokenizers", {"companions"}),
+        ("tomlkit", {"assemble", "registry"}),
+        ("torchvision", {"builders"}),
+        ("transformers", {"builders", "companions"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library: str, parts: set[str]) -> None:

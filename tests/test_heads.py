@@ -27,6 +27,7 @@ from bundles.heads import (
     CTCHead,
     MeanPool,
     MeanPoolClassifier,
+    TextClassifier,
     WeightedLayers,
 )
 from bundles.heads.protocol import takes_lengths, uses_layers
@@ -290,7 +291,7 @@ def test_a_float32_head_takes_the_features_of_a_half_encoder(make: Callable[[int
 def test_every_head_takes_in_features_first_and_says_them(name: str) -> None:
     cls = getattr(bundles.heads, name)
     assert next(iter(inspect.signature(cls).parameters)) == "in_features"
-    heads = [CTCHead(5, 2), *(make(5) for make in LENGTHS_HEADS.values())]
+    heads = [CTCHead(5, 2), TextClassifier(5, 2), *(make(5) for make in LENGTHS_HEADS.values())]
     assert {head.in_features for head in heads if isinstance(head, cls)} == {5}
     assert cls.__doc__
 

@@ -469,3 +469,15 @@ def test_a_masked_tensor_of_another_shape_has_moved() -> None:
     model[0] = nn.Linear(30, 41)
     assert taken.moved(model) == taken.moved(model, quick=True) == ("0.weight",)
     assert taken.amounts(model, ["0.weight"]) == {"0.weight": math.inf}
+
+
+def test_a_tied_tensor_is_counted_once_and_the_state_is_that_of_every_name() -> None:
+    model = bundles.freeze(TOYS["tied"].make(), "encoder")
+    report = bundles.freeze_report(model)
+    assert sum(group.parameters for group in report.groups) == sum(p.numel() for p in model.parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
+    assert len(named) > len(list(model.parameters()))
+    for group, own in zip(report.groups, bundles.layer_groups(model), strict=True):
+        trains = {named[name].requires_grad for name in own.parameters}
+        expected = {frozenset({True}): "trainable", frozenset({False}): "frozen"}
+        assert group.state == expected.get(frozenset(trains), "mixed")

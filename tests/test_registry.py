@@ -21,6 +21,7 @@ from bundles.errors import CardError, DuplicateBundleError, RegistryError, Unkno
 from bundles.registry import origins
 from bundles.registry.names import natural_key
 from bundles.registry.registry import Registry
+from bundles.registry.shelf import Shelf
 from bundles.spec.bundle import Bundle
 
 pytestmark = pytest.mark.usefixtures("default")
@@ -173,7 +174,8 @@ def test_a_bundle_is_found_by_the_same_fields_whether_it_came_from_a_card_or_fro
     bundles.register(mine)
     assert bundles.list_bundles(builder="torchcrepe", task="pitch") == ["CREPE_FULL", "CREPE_TINY", "MINE"]
     assert bundles.list_bundles(num_features=256) == ["CREPE_TINY", "MINE"]
-    assert bundles.list_bundles(head_slot="classifier") == ["CREPE_FULL", "CREPE_TINY", "MINE"]
+    found = bundles.list_bundles(builder="torchcrepe", head_slot="classifier")
+    assert found == ["CREPE_FULL", "CREPE_TINY", "MINE"]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +445,8 @@ def test_the_first_lookup_may_come_from_many_threads_at_once() -> None:
     def slowly(registry: Registry) -> None:
         calls.append(1)
         for index in range(200):
-            registry.add_card(f"CARD_{index}", {"builder": "torchcrepe", "layers": {"head": "*"}}, "test")
+            card = {"builder": "torchcrepe", "layers": {"head": "*"}}
+            registry.add_shelf(Shelf("", "", [(f"CARD_{index}", "test", card)]))
             if index == 100:
                 threading.Event().wait(0.05)
 
@@ -524,3 +527,8 @@ def test_the_index_of_broken_cards_cannot_be_built(tmp_path: Path) -> None:
     tmp_path.joinpath("bad.toml").write_text("[X]\nbuilder = 3\n")
     with pytest.raises(CardError, match=r"bad\.toml:2: X\.builder 3 is not a string"):
         origins.build_index(str(tmp_path))
+
+
+def test_the_name_of_a_repository_is_answered_with_its_address() -> None:
+    with pytest.raises(UnknownBundleError, match=r"type bundles\.get_bundle\('hf:facebook/wav2vec2-base'\)"):
+        bundles.get_bundle("facebook/wav2vec2-base")

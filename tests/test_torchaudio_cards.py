@@ -228,7 +228,7 @@ SAID = {  # words of torchaudio's documentation -> licence
 
 
 def test_licences_are_those_of_torchaudios_documentation() -> None:
-    assert bundles.list_bundles("[!C]*", license="CC-BY-NC*") == sorted(
+    assert bundles.list_bundles("[!C]*", license="CC-BY-NC*", modality="audio") == sorted(
         [*VOXPOPULI, "MMS_FA", "SQUIM_SUBJECTIVE"]
     )
     assert bundles.list_bundles(license="CC-BY-4.0") == ["SQUIM_OBJECTIVE"]
@@ -257,7 +257,7 @@ def test_encoders_are_found_by_what_they_are() -> None:
     assert bundles.list_bundles(task="ssl") == sorted(SSL, key=bundles.list_bundles("*").index)
     assert bundles.list_bundles(companions="alignment") == ["MMS_FA"]
     assert len(bundles.list_bundles(paper="https://arxiv.org/abs/2110.13900")) == 3
-    assert bundles.list_bundles(languages="de") == ["VOXPOPULI_ASR_BASE_10K_DE"]
+    assert bundles.list_bundles(languages="de", modality="audio") == ["VOXPOPULI_ASR_BASE_10K_DE"]
 
 
 def test_the_command_line_says_the_licence() -> None:
@@ -267,7 +267,10 @@ def test_the_command_line_says_the_licence() -> None:
     assert any(row[0] == "license" and row[1].strip() == "CC-BY-NC-4.0" for row in rows if len(row) == 2)
     assert "forced_alignment" in out
     out = subprocess.run(
-        [program, "list", "--license", "CC-BY-NC*", "-q"], capture_output=True, text=True, check=True
+        [program, "list", "--license", "CC-BY-NC*", "--modality", "audio", "-q"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert out.split() == sorted([*VOXPOPULI, "MMS_FA", "SQUIM_SUBJECTIVE"])
 

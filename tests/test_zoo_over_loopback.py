@@ -21,6 +21,7 @@ from torch import nn
 
 import bundles
 from bundles.spec.bundle import Bundle
+from bundles.spec.source import WeightSource
 from zoo import KINDS, SMALL, UPSTREAM, WIDTH, Hub, randomized, script
 
 MODELS = {
@@ -76,13 +77,14 @@ def hub(
     torch.hub.set_dir(before)
 
 
-def serve(served: tuple[Path, str], bundle: Bundle, file: Path) -> None:
-    """Put a file where the bundle's real address leads."""
+def serve(served: tuple[Path, str], bundle: Bundle, file: Path) -> Bundle:
+    """Put a file where the bundle's real address leads, and return the bundle without its pin."""
     assert bundle.weights is not None
     path = served[0] / bundle.weights.address.split("/", 3)[3]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.symlink_to(file)
+    return replace(bundle, weights=WeightSource(bundle.weights.uri))
 
 
 def quiet(bundle: Bundle, **arguments: Any) -> nn.Module:
@@ -145,7 +147,7 @@ def test_a_speech_encoder_is_torchaudio_s_to_the_last_bit(
 ) -> None:
     theirs = hub.theirs(name)
     real = bundles.get_bundle(name)
-    serve(served, real, hub.folder / "checkpoints" / Path(theirs._path).name)
+    real = serve(served, real, hub.folder / "checkpoints" / Path(theirs._path).name)
     bundle = replace(real, architecture={**real.architecture, **SMALL}, num_features=WIDTH)
     model, upstream = quiet(bundle, freeze=True), theirs.get_model()
     assert_equal(outputs(model, speak), outputs(upstream, speak))
@@ -159,7 +161,7 @@ def test_a_speech_encoder_is_torchaudio_s_to_the_last_bit(
 @pytest.mark.parametrize("name", KINDS)
 def test_a_frozen_speech_encoder_stays_in_three_steps(name: str, hub: Hub, served: tuple[Path, str]) -> None:
     theirs, real = hub.theirs(name), bundles.get_bundle(name)
-    serve(served, real, hub.folder / "checkpoints" / Path(theirs._path).name)
+    real = serve(served, real, hub.folder / "checkpoints" / Path(theirs._path).name)
     bundle = replace(real, architecture={**real.architecture, **SMALL}, num_features=WIDTH)
     assert_frozen_stays(bundle.get_model(freeze=True, head=lambda dim: nn.Linear(dim, 3)), speak)
 
@@ -167,7 +169,7 @@ def test_a_frozen_speech_encoder_stays_in_three_steps(name: str, hub: Hub, serve
 @pytest.mark.parametrize("with_star", [True, False])
 def test_mms_with_and_without_star(with_star: bool, hub: Hub, served: tuple[Path, str]) -> None:
     theirs, real = hub.theirs("MMS_FA"), bundles.MMS_FA
-    serve(served, real, hub.folder / "checkpoints" / "model.pt")
+    real = serve(served, real, hub.folder / "checkpoints" / "model.pt")
     bundle = replace(real, architecture={**real.architecture, **SMALL})
     model, upstream = bundle.get_model(with_star=with_star), theirs.get_model(with_star=with_star)
     assert_equal(outputs(model, speak), outputs(upstream, speak))
@@ -187,9 +189,17 @@ def test_old_names_of_weight_norm_load_too(hub: Hub, served: tuple[Path, str]) -
         old[key.removesuffix(ending) + endings[ending] if ending else key] = tensor
     assert set(old) != set(new)
     torch.save(old, path)
-    serve(served, real, path)
+    real = serve(served, real, path)
     bundle = replace(real, architecture={**real.architecture, **SMALL})
     assert_equal(outputs(bundle.get_model(), speak), outputs(theirs.get_model(), speak))
+
+
+def test_other_bytes_at_the_address_of_a_pinned_card_are_refused(hub: Hub, served: tuple[Path, str]) -> None:
+    real = bundles.WAV2VEC2_ASR_BASE_960H
+    assert real.weights is not None
+    serve(served, real, hub.put("checkpoints/other.pth", {"a": torch.ones(3)}))
+    with pytest.raises(bundles.ChecksumError, match=f"expected {real.weights.size} bytes"):
+        real.get_model()
 
 
 # --- everything else, in its real size -------------------------------------------------------------
@@ -204,7 +214,7 @@ def test_a_model_is_torchaudio_s_to_the_last_bit_and_its_frozen_part_stays(
     module = randomized(script.factory_of(theirs)())
     key = ours.weights.address.split("/torchaudio/")[1]
     place = f"checkpoints/{Path(key).name}" if "TACOTRON2" in name else f"torchaudio/{key}"
-    serve(served, ours, hub.put(place, module.state_dict()))
+    ours = serve(served, ours, hub.put(place, module.state_dict()))
     get = getattr(theirs, "get_tacotron2", None) or getattr(theirs, "_get_model", None) or theirs.get_model
     upstream = get()
     model = ours.get_model(freeze=True)
@@ -231,5 +241,5 @@ def test_wavernn_is_torchaudio_s_to_the_last_bit_and_its_frozen_part_stays(
 def test_a_speech_encoder_in_its_real_size(name: str, hub: Hub, served: tuple[Path, str]) -> None:
     ours, theirs = bundles.get_bundle(name), UPSTREAM[name]
     hub._checkpoint(theirs)
-    serve(served, ours, hub.folder / "checkpoints" / Path(theirs._path).name)
+    ours = serve(served, ours, hub.folder / "checkpoints" / Path(theirs._path).name)
     assert_equal(outputs(quiet(ours, freeze=True), speak), outputs(theirs.get_model(), speak))

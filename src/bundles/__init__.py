@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from bundles import heads as heads
     from bundles.assemble import get_model as get_model
     from bundles.assemble import load_into as load_into
+    from bundles.assemble.export import export as export
+    from bundles.assemble.lookup import get_bundle as get_bundle
     from bundles.assemble.predict import predict as predict
+    from bundles.assemble.provision import fetch as fetch
     from bundles.builders.head import EncoderWithHead as EncoderWithHead
     from bundles.builders.load import LoadReport as LoadReport
     from bundles.errors import BuildArgumentError as BuildArgumentError
@@ -74,7 +77,6 @@ if TYPE_CHECKING:
     from bundles.freezing.proof.snapshot import verify_frozen as verify_frozen
     from bundles.freezing.schedule import UnfreezeSchedule as UnfreezeSchedule
     from bundles.registry.default import default_registry as default_registry
-    from bundles.registry.default import get_bundle as get_bundle
     from bundles.registry.default import list_bundles as list_bundles
     from bundles.registry.default import register as register
     from bundles.registry.default import register_cards as register_cards
@@ -109,7 +111,9 @@ _HOMES = {
     "heads": "bundles",
     "get_model": "bundles.assemble",
     "load_into": "bundles.assemble",
+    "export": "bundles.assemble.export",
     "predict": "bundles.assemble.predict",
+    "fetch": "bundles.assemble.provision",
     "EncoderWithHead": "bundles.builders.head",
     "LoadReport": "bundles.builders.load",
     "BundlesError": "bundles.errors",
@@ -163,7 +167,7 @@ _HOMES = {
     "snapshot": "bundles.freezing.proof.snapshot",
     "verify_frozen": "bundles.freezing.proof.snapshot",
     "default_registry": "bundles.registry.default",
-    "get_bundle": "bundles.registry.default",
+    "get_bundle": "bundles.assemble.lookup",
     "list_bundles": "bundles.registry.default",
     "register": "bundles.registry.default",
     "register_cards": "bundles.registry.default",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bundles.spec.architectures import without_end, without_tail
 from bundles.spec.bundle import Bundle
@@ -39,6 +39,10 @@ class Draft:
     fresh: tuple[str, ...] = ()
     replaced: str = ""
 
+    def is_replaced(self, name: str) -> bool:
+        """Whether a name of the file is one of the head that a new one takes the place of."""
+        return bool(self.replaced) and (self.prefix + name).startswith(self.replaced)
+
     def groups(self) -> LayerGroups:
         """The partition of its parameters, which only a freeze asks for."""
         from bundles.freezing.derive import layer_groups
@@ -56,14 +60,14 @@ def build_draft(
         HeadError: the head does not fit the bundle.
         MissingDependencyError, BuildError: the module cannot be constructed.
     """
-    from bundles.builders.head import ENCODER, attach_head, fits_slot, make_head
+    from bundles.builders.head import ENCODER, attach_head
     from bundles.builders.table import build
 
     if head is None:
         return _draft(build(bundle, parameters=parameters), bundle.rules, bundle.prefix)
-    made = make_head(bundle, head)
     own = bundle.prefix + bundle.head_slot if bundle.head_slot else None
-    if fits_slot(made):
+    made, fits = _made(bundle, head)
+    if fits:
         bundle = replace(bundle, architecture=without_tail(bundle.builder, bundle.architecture))
     else:
         bundle = _headless(bundle)
@@ -75,8 +79,22 @@ def build_draft(
     return _draft(model, rules, ENCODER + bundle.prefix, fresh="head", replaced=own and ENCODER + own)
 
 
+def _made(bundle: Bundle, head: nn.Module | Callable[[int], nn.Module]) -> tuple[nn.Module, bool]:
+    """The head as a module, and whether it goes into the bundle's slot, whose size may be another."""
+    from bundles.builders.head import fits_slot, make_head
+
+    ends = _headless(bundle)
+    is_module = hasattr(head, "named_modules") and not isinstance(head, type)
+    if bundle.head_slot is None or (is_module and not fits_slot(cast("nn.Module", head))):
+        return make_head(ends, head), False
+    made = make_head(bundle, head)
+    if fits_slot(made):
+        return made, True
+    return (made if ends.num_features == bundle.num_features else make_head(ends, head)), False
+
+
 def _headless(bundle: Bundle) -> Bundle:
-    """The bundle whose model ends in its features, for a head that its slot could not feed."""
+    """The bundle whose model ends in its features, for a head that no slot could feed."""
     architecture = without_end(bundle.builder, bundle.architecture)
     if architecture == bundle.architecture:
         return bundle
@@ -86,7 +104,8 @@ def _headless(bundle: Bundle) -> Bundle:
         for (name, entry), kind in zip(bundle.layers.items(), kinds, strict=True)
         if kind != "head"
     }
-    return replace(bundle, architecture=architecture, layers=layers, head_slot=None)
+    size = bundle.metadata.get("encoder_features", bundle.num_features)
+    return replace(bundle, architecture=architecture, layers=layers, head_slot=None, num_features=size)
 
 
 def _rules_with_head(rules: tuple[LayerRule, ...], model: nn.Module) -> tuple[LayerRule, ...]:

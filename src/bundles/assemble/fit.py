@@ -40,16 +40,17 @@ def settle(
     Raises:
         FreezeArgumentError: not even the least fits, or the bundle does not say what its input looks like.
     """
-    from bundles.freezing.cost.ghosts import without_drawing
+    from bundles.freezing.cost.ghosts import example, without_drawing
     from bundles.freezing.cost.predict import peak_memory
 
     shape = fit_shape(bundle, policy)
     with without_drawing():  # a head made here must not change the one that is made later
         draft = build_draft(bundle, head, "meta")
     plans = _plans(draft, mode)
+    inputs = example(shape, bundle.metadata.get("token_inputs", ()))
 
     def room(candidate: FreezePolicy) -> float:
-        peak = peak_memory(draft.model, shape, plan=plans[candidate], dtype=dtype, frozen_dtype=frozen_dtype)
+        peak = peak_memory(draft.model, inputs, plan=plans[candidate], dtype=dtype, frozen_dtype=frozen_dtype)
         return policy.bytes * (1 - RESERVE) - peak
 
     candidates = list(plans)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bundles.assemble.draft import Draft, build_draft
 from bundles.assemble.planning import plan_draft
-from bundles.assemble.request import Freeze, bundle_of, read_request, with_options
+from bundles.assemble.request import Freeze, bundle_of, read_request, with_options, with_upstream
 from bundles.assemble.storage import check_frozen_dtype, keep_lowered, lowered_dtypes
-from bundles.assemble.weights import fetch_weights
+from bundles.assemble.weights import read_names, read_weights
 from bundles.errors import BuildError
 from bundles.sources.ahead import read_ahead
 from bundles.spec.bundle import Bundle
@@ -57,7 +57,9 @@ def get_model(
             to be called under ``torch.autocast``; what is thawed becomes float32 again.
         dl_kwargs: torchaudio's, deprecated; what they come to here is in the warning.
         options: what this bundle's builder takes besides: ``normalize=`` of speech encoders that
-            normalise waveforms (``"batch"`` as upstream, ``"per_utterance"``), ``with_star=`` of MMS_FA.
+            normalise waveforms (``"batch"`` as upstream, ``"per_utterance"``), ``with_star=`` of MMS_FA;
+            of torchtext's bundles also ``freeze_encoder=``, ``freeze_model=`` and ``load_weights=``, which
+            are deprecated.
 
     Raises:
         UnknownBundleError: there is no bundle of that name.
@@ -71,7 +73,9 @@ def get_model(
     >>> model.conv1_BN.training, model.classifier.training
     (False, True)
     """
-    bundle = with_options(bundle_of(bundle), options)
+    bundle = bundle_of(bundle)
+    freeze, pretrained, options = with_upstream(bundle, freeze, pretrained, options)
+    bundle = with_options(bundle, options)
     progress = wants_progress(dl_kwargs)
     request = read_request(bundle, freeze, freeze_mode)
     if frozen_dtype is not None:
@@ -115,12 +119,14 @@ def forward_costs(bundle: Bundle) -> dict[str, float] | None:
     ``None`` where the bundle does not say what its input looks like, or is wrong about it.
     """
     from bundles.freezing.cost.flops import module_flops
+    from bundles.freezing.cost.ghosts import example
 
     shape = bundle.metadata.get("input_shape")
     if shape is None:
         return None
+    inputs = example(shape, bundle.metadata.get("token_inputs", ()))
     try:
-        return module_flops(build_draft(bundle, None, "meta").model, shape)
+        return module_flops(build_draft(bundle, None, "meta").model, inputs)
     except (RuntimeError, TypeError, NotImplementedError):
         return None
 
@@ -148,15 +154,15 @@ def _load(
 ) -> None:
     from bundles.builders.keys import translate
     from bundles.builders.load import assign
-    from bundles.builders.tensors import read_tensors
 
     if bundle.weights is None:
         raise BuildError(f"The bundle {bundle.name} has no weights: pass pretrained=False.")
-    tensors = read_tensors(fetch_weights(bundle.weights, progress=progress))
+    tensors, _ = read_weights(bundle.weights, progress=progress)
     tensors = translate(tensors, bundle.keys, bundle.weights.uri)
-    own = {draft.prefix + name: tensor for name, tensor in tensors.items()}
-    wanted = {n: t for n, t in own.items() if not draft.replaced or not n.startswith(draft.replaced)}
-    assign(draft.model, wanted, bundle.weights.uri, owned=owned, fresh=draft.fresh, lowered=lowered)
+    kept = {name: tensor for name, tensor in tensors.items() if not draft.is_replaced(name)}
+    named = read_names(bundle, draft.model, draft.prefix, kept)
+    own = {draft.prefix + name: tensor for name, tensor in named.items() if not draft.is_replaced(name)}
+    assign(draft.model, own, bundle.weights.uri, owned=owned, fresh=draft.fresh, lowered=lowered)
 
 
 def _finish(

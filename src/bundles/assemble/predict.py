@@ -75,16 +75,22 @@ def predict(
         return _of_module(model, inputs, freeze, freeze_mode, dtype, frozen_dtype)
     bundle = bundle_of(model)
     policy, mode = read_request(bundle, True if freeze is None else freeze, freeze_mode)
+    shape: tuple[int, ...] = ()
     if isinstance(policy, Fit):
         fit = replace(policy, batch=batch or policy.batch, seconds=seconds or policy.seconds)
-        inputs = fit_shape(bundle, fit) if inputs is None else inputs
+        shape = fit_shape(bundle, fit) if inputs is None else ()
         policy = settle(bundle, fit, mode, head=head, dtype=dtype, frozen_dtype=frozen_dtype)
+    from bundles.freezing.cost.ghosts import example
     from bundles.freezing.cost.predict import predict_step
 
     draft = build_draft(bundle, head, "meta")
     plan = plan_draft(draft, (policy, mode), pretrained=True)
-    inputs = input_shape(bundle, batch, seconds) if inputs is None else inputs
-    return predict_step(draft.model, inputs, plan=plan, dtype=dtype, frozen_dtype=frozen_dtype)
+    if inputs is not None:
+        return predict_step(draft.model, inputs, plan=plan, dtype=dtype, frozen_dtype=frozen_dtype)
+    shape = shape or input_shape(bundle, batch, seconds)
+    given = example(shape, bundle.metadata.get("token_inputs", ()))
+    cost = predict_step(draft.model, given, plan=plan, dtype=dtype, frozen_dtype=frozen_dtype)
+    return replace(cost, shape=shape)
 
 
 def _of_module(

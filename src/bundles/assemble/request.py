@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bundles.assemble.lookup import get_bundle
 from bundles.errors import BuildArgumentError, FreezeArgumentError, RegistryError
-from bundles.registry.default import get_bundle
 from bundles.spec.architectures import argument_problem, options_of
 from bundles.spec.bundle import Bundle
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.policy import FreezePolicy, Nothing, parse_policy
+from bundles.spec.upstream import from_torchtext
 
 Freeze = bool | str | FreezePolicy
 ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "frozen_dtype", "dl_kwargs")
@@ -24,6 +25,15 @@ def bundle_of(bundle: Bundle | str) -> Bundle:
     if isinstance(bundle, str):
         return get_bundle(bundle)
     raise RegistryError(f"A {type(bundle).__name__} is neither a Bundle nor the name of one.")
+
+
+def with_upstream(
+    bundle: Bundle, freeze: Freeze, pretrained: bool, options: dict[str, Any]
+) -> tuple[Freeze, bool, dict[str, Any]]:
+    """Return the arguments of ``get_model`` with those that torchtext took of its bundles understood."""
+    if bundle.metadata.get("companions") != "text":
+        return freeze, pretrained, options
+    return from_torchtext(freeze, pretrained, options)
 
 
 def with_options(bundle: Bundle, options: Mapping[str, Any]) -> Bundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -42,6 +43,8 @@ def _methods(*names: str) -> frozenset[Any]:
 _DRAWS = _methods(
     *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_")
 ) | frozenset((nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_))
+# transformers puts its own functions in the place of torch's while it initialises, under the same names.
+_GUARDED = frozenset(("uniform_", "normal_", "kaiming_uniform_"))
 _VIEWS = frozenset((torch.Tensor.data.__get__, torch.Tensor.detach))  # type: ignore[attr-defined]
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]  # trunc_normal_ asks before it draws
 
@@ -109,11 +112,19 @@ def _kind(func: Any) -> str | None:
         return "asks"
     if func in _VIEWS:
         return "views"
-    if func in _DRAWS:
+    if func in _DRAWS or (name in _GUARDED and func.__module__ == "transformers.initialization"):
         return "draws"
     if func in _STAND_INS:
         return "computes"
     return "writes" if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else None
+
+
+_skips = ContextVar("_skips", default=False)
+
+
+def skips_init() -> bool:
+    """Whether what is constructed here and now will be loaded over, or has no values anyway."""
+    return _skips.get()
 
 
 def without_init(make: Callable[[], nn.Module]) -> nn.Module:
@@ -121,14 +132,24 @@ def without_init(make: Callable[[], nn.Module]) -> nn.Module:
 
     What random numbers are drawn all the same are given back.
     """
-    with torch.random.fork_rng(devices=[]), _SkipInit():
+    with _skipping():
         return make()
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that ``make`` constructs, parameters on the meta device and buffers real."""
-    with torch.random.fork_rng(devices=[]), _SkipInit(), _meta_parameters():
+    with _skipping(), _meta_parameters():
         return make()
+
+
+@contextmanager
+def _skipping() -> Iterator[None]:
+    token = _skips.set(True)
+    try:
+        with torch.random.fork_rng(devices=[]), _SkipInit():
+            yield
+    finally:
+        _skips.reset(token)
 
 
 @contextmanager

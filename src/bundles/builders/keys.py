@@ -19,9 +19,10 @@ def translate(tensors: Mapping[str, torch.Tensor], keys: KeyMap, source: str) ->
     >>> translate({"aux.bias": torch.arange(4.0)}, KeyMap(drop_rows={"aux.bias": (1, 2)}), "file")
     {'aux.bias': tensor([0., 3.])}
     """
-    named = {keys.name_of(name): _without(tensor, name, keys, source) for name, tensor in tensors.items()}
-    if len(named) < len(tensors):
-        twice = _twice(keys.name_of(name) for name in tensors)
+    names = {name: new for name in tensors if (new := keys.name_of(name)) is not None}
+    named = {new: _without(tensors[name], name, keys, source) for name, new in names.items()}
+    if len(named) < len(names):
+        twice = _twice(names.values())
         raise WeightsFileError(f"The tensors of {source} come to the same name, {', '.join(twice)}.")
     return named
 

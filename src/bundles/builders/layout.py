@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,19 +25,23 @@ def is_storable(tensor: torch.Tensor) -> bool:
     return dense and tensor.dtype in _NAMES
 
 
-def write_tensors(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor], file: BinaryIO, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write named tensors, one at a time; the same tensors give the same bytes, in whatever order they come.
 
     The format allows no holes, so tensors that end beside a boundary come last, where they push nothing
     off its place; what stands before the first is spaces.
     """
     names = sorted(tensors, key=lambda name: _rank(name, tensors[name]))
-    for piece in _pieces(_parts([(name, tensors[name]) for name in names])):
+    for piece in _pieces(_parts([(name, tensors[name]) for name in names], metadata)):
         file.write(piece)
 
 
-def _parts(entries: list[tuple[str, torch.Tensor]]) -> Iterator[memoryview]:
-    yield memoryview(_header(entries))
+def _parts(
+    entries: list[tuple[str, torch.Tensor]], metadata: Mapping[str, str] | None
+) -> Iterator[memoryview]:
+    yield memoryview(_header(entries, metadata))
     for _, tensor in entries:
         # A copy, because tied tensors and views share memory, and only one of them is whole in it.
         plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
@@ -62,8 +66,9 @@ def _rank(name: str, tensor: torch.Tensor) -> tuple[bool, int, str]:
     return tensor.nbytes % _BOUNDARY > 0, -tensor.itemsize, name  # long numbers first, so that all lie right
 
 
-def _header(tensors: Iterable[tuple[str, torch.Tensor]]) -> bytes:
-    entries, start = {}, 0
+def _header(tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, str] | None) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
     for name, tensor in tensors:
         stop = start + tensor.nbytes
         shape = list(tensor.shape)

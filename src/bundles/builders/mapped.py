@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-_LONGEST = 100_000_000  # of a header, by the format
+from bundles.builders.headers import LONGEST_HEADER, MOST_DIMENSIONS, is_crowded, is_name
+
 TYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -65,16 +66,18 @@ def read_header(path: Path, size: int) -> dict[str, Entry] | None:
     """Return what a file of this size holds, in order of names; ``None`` if anything in it is unusual."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LONGEST, size - 8):
+        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             return None
         text = file.read(length)
+    if is_crowded(text):
+        return None
     try:
         header = json.loads(text.decode(), object_pairs_hook=_without_repetition)
         metadata = header.pop("__metadata__", {})
         entries = {name: _entry(header[name], 8 + length) for name in sorted(header)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    is_plain = text.startswith(b"{") and _is_metadata(metadata) and all(map(str.isprintable, entries))
+    is_plain = text.startswith(b"{") and _is_metadata(metadata) and all(map(is_name, entries))
     return entries if is_plain and _fills(entries, 8 + length, size) else None
 
 
@@ -99,7 +102,8 @@ def _entry(fields: Mapping[str, Any], base: int) -> Entry:
     """Return a header's entry; raises whatever it raises where the entry is not as it should be."""
     dtype, shape, (start, stop) = TYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
     counts = (*shape, start, stop)
-    if len(fields) != 3 or not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+    is_count = all(type(count) is int and 0 <= count < 2**63 for count in counts)
+    if len(fields) != 3 or len(shape) > MOST_DIMENSIONS or not is_count:
         raise ValueError("not an entry")
     if prod(shape) * dtype.itemsize != stop - start or (base + start) % dtype.itemsize:
         raise ValueError("not the bytes of that shape, or not where such numbers may lie")

@@ -73,5 +73,7 @@ def torn(ties: list[list[str]], tensors: Mapping[str, torch.Tensor]) -> Iterator
     """Yield names that are one tensor in the model and several in the file."""
     for first, *others in ties:
         for name in others:
-            if {first, name} <= tensors.keys() and not torch.equal(tensors[first], tensors[name]):
+            if not {first, name} <= tensors.keys() or tensors[first] is tensors[name]:
+                continue  # as most files have it: once
+            if not torch.equal(tensors[first], tensors[name]):
                 yield f"{name} (tied to {first} in the model, different in the file)"

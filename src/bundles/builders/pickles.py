@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from bundles.builders.headers import MOST_DIMENSIONS, MOST_TENSORS, is_name
 from bundles.builders.layout import is_storable, write_tensors
+from bundles.builders.match import listed
 from bundles.builders.tensors import is_writable
 from bundles.errors import UnsafeWeightsError, WeightsFileError
 from bundles.spec.sniff import describe_file
+from bundles.spec.values import shown
+
+_MOST_TIMES = 8  # a file's own bytes may be written so often: tied tensors are, each as a copy
+_SMALL = 1 << 20
 
 
 def convert_pickle(path: Path, file: BinaryIO) -> None:
@@ -33,8 +41,11 @@ def convert_pickle(path: Path, file: BinaryIO) -> None:
     if odd := [name for name, tensor in state.items() if not is_storable(tensor)]:
         raise WeightsFileError(
             f"The checkpoint {path} holds tensors of a kind that safetensors has not (sparse, quantised, "
-            f"without values, or of double complex numbers): {', '.join(odd)}; save them as dense ones."
+            f"without values, or of double complex numbers): {listed([*map(shown, odd)])}; save them as "
+            f"dense ones."
         )
+    if problem := _excess(state, path):
+        raise WeightsFileError(f"The checkpoint {path} {problem}: get it again from a source you trust.")
     write_tensors(state, file)
 
 
@@ -42,6 +53,8 @@ def _load(path: Path) -> object:
     kind = describe_file(path)
     if not kind.startswith(("a zip", "a pickle")):
         raise WeightsFileError(f"The file {path} is {kind}; a checkpoint written by torch.save is needed.")
+    if kind.startswith("a zip"):
+        _check_archive(path)
     try:
         # Mapped where nobody may cut the file short meanwhile, so that it is never in memory twice.
         is_mapped = kind.startswith("a zip") and not is_writable(path)
@@ -52,31 +65,92 @@ def _load(path: Path) -> object:
             f"({_first_line(error)}): save its state_dict() as safetensors instead."
         ) from error
     except Exception as error:
-        if "torchscript" in str(error).lower():
-            raise UnsafeWeightsError(
-                f"The file {path} is a TorchScript program: save its state_dict() as safetensors."
-            ) from error
+        raise _damaged(path, error) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that ``torch.save`` did not write, by its table of contents.
+
+    What it writes is stored as it is and holds data.pkl; a program holds its code, and what is compressed
+    can be a thousand times as large as the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:
+        raise _damaged(path, error) from error
+    names = [member.filename.partition("/")[2] for member in members]
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise UnsafeWeightsError(
+            f"The file {path} is a TorchScript program: save its state_dict() as safetensors."
+        )
+    if "data.pkl" not in names:
         raise WeightsFileError(
-            f"The checkpoint {path} is damaged or truncated ({_first_line(error)}): get it again."
-        ) from error
+            f"The file {path} is a zip archive without data.pkl, which torch.save did not write: a "
+            f"checkpoint is needed."
+        )
+    if problem := _archive_problem(members, path.stat().st_size):
+        raise WeightsFileError(f"The checkpoint {path} {problem}: get it again from a source you trust.")
+
+
+def _archive_problem(members: list[zipfile.ZipInfo], size: int) -> str | None:
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            return f"holds {shown(member.filename)} compressed, which torch.save never does"
+    if len({member.filename for member in members}) < len(members):
+        return "holds two members of one name"
+    total = sum(member.file_size for member in members)
+    return f"claims to hold {total} bytes, and has {size}" if total > size else None
+
+
+def _excess(state: Mapping[str, torch.Tensor], path: Path) -> str | None:
+    """What is too much in a state dict: a few bytes can be shown as a tensor of any size."""
+    if len(state) > MOST_TENSORS:
+        return f"holds {len(state)} tensors, and at most {MOST_TENSORS} are read"
+    for name, tensor in state.items():
+        if tensor.dim() > MOST_DIMENSIONS:
+            return f"holds the tensor {shown(name)} of {tensor.dim()} dimensions, more than are read"
+    storages = {storage.data_ptr(): storage.nbytes() for storage in map(_storage, state.values())}
+    if sum(storages.values()) > _capacity(path):
+        return "holds tensors that reach beyond their own numbers"
+    size, total = path.stat().st_size, sum(tensor.nbytes for tensor in state.values())
+    return f"has {size} bytes and would become {total}" if total > _MOST_TIMES * size + _SMALL else None
+
+
+def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+def _capacity(path: Path) -> int:
+    """The bytes that a checkpoint has for numbers. A map of it does not end where a tensor's own do."""
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist() if "/data/" in member.filename)
+
+
+def _damaged(path: Path, error: Exception) -> WeightsFileError:
+    return WeightsFileError(
+        f"The checkpoint {path} is damaged or truncated ({_first_line(error)}): get it again."
+    )
 
 
 def _is_entry(item: tuple[object, object]) -> bool:
     name, tensor = item
-    is_name = isinstance(name, str) and name.isprintable() and name != "__metadata__"
-    return is_name and isinstance(tensor, torch.Tensor)
+    return is_name(name) and name != "__metadata__" and isinstance(tensor, torch.Tensor)
 
 
 def _shape(state: object) -> str:
     if not isinstance(state, dict):
         return f"a {type(state).__name__}"
-    return f"a dict with the keys {list(state)[:4]}" if state else "nothing"
+    keys = ", ".join(map(shown, list(state)[:4]))
+    return f"a dict with the keys [{keys}]" if state else "nothing"
 
 
 def _advice(path: Path, state: object) -> str:
     for key, entry in state.items() if isinstance(state, dict) else ():
         if isinstance(entry, dict) and entry and all(map(_is_entry, entry.items())):
-            read = f"torch.load({str(path)!r}, weights_only=True)[{key!r}]"
+            read = f"torch.load({str(path)!r}, weights_only=True)[{shown(key)}]"
             return f"save the entry alone, torch.save({read}, 'new.pth')"
     return "save the state_dict() of the model alone"
 

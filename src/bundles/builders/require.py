@@ -11,7 +11,15 @@ _TORCHAUDIO = 'pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 # "reinstall", because a build for the wrong processor satisfies the version all the same
 _WITH_CUDA = 'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 _CPU_ONLY = 'uv pip install --reinstall --torch-backend=cpu "torch>=2.11,<2.15" "torchaudio==2.11.*"'
-_EXTRAS = {"dp": "phonemizer", "sentencepiece": "sentencepiece", "torchcrepe": "torchcrepe"}
+_EXTRAS = {
+    "dp": "phonemizer",
+    "sentencepiece": "sentencepiece",
+    "timm": "timm",
+    "tokenizers": "text",
+    "torchcrepe": "torchcrepe",
+    "torchvision": "vision",
+    "transformers": "transformers",
+}
 
 
 def require(name: str) -> ModuleType:

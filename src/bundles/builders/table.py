@@ -14,6 +14,7 @@ from bundles.spec.bundle import Bundle
 # key -> "module:function", imported at first use; the keys are those of spec.architectures.
 _TORCHAUDIO = "bundles.builders.torchaudio"
 BUILDERS: dict[str, str] = {
+    "timm": "bundles.builders.timm:build",
     "torchaudio_conv_tasnet": f"{_TORCHAUDIO}.models:conv_tasnet",
     "torchaudio_emformer_rnnt": f"{_TORCHAUDIO}.models:emformer_rnnt",
     "torchaudio_hdemucs": f"{_TORCHAUDIO}.models:hdemucs",
@@ -24,6 +25,8 @@ BUILDERS: dict[str, str] = {
     "torchaudio_wavernn": f"{_TORCHAUDIO}.models:wavernn",
     "torchaudio_wavlm": f"{_TORCHAUDIO}.speech:wavlm",
     "torchcrepe": "bundles.builders.torchcrepe:build",
+    "torchvision": "bundles.builders.torchvision:build",
+    "transformers": "bundles.builders.transformers.build:build",
 }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from bundles.builders.headers import examine_header
+from bundles.builders.index import ShardIndex, check_shard, check_total
 from bundles.builders.mapped import map_tensors
 from bundles.errors import WeightsFileError
+from bundles.spec.hub import is_hub_blob
 from bundles.spec.sniff import describe_file, is_safetensors
 
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -39,13 +43,40 @@ def read_tensors(path: Path, *, lasting: bool = True) -> dict[str, torch.Tensor]
     return _read(path, copy=copy) if tensors is None else tensors
 
 
+def read_shards(
+    index: ShardIndex, paths: Mapping[str, Path], *, lasting: bool = True
+) -> dict[str, torch.Tensor]:
+    """Return every tensor of a sharded checkpoint, in order of names.
+
+    Args:
+        index: what is in which shard.
+        paths: where each of its shards lies; a cache may keep them apart.
+        lasting: as for :func:`read_tensors`.
+
+    Raises:
+        WeightsFileError: a shard is damaged, or the shards do not hold what the index says.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for shard in index.shards:
+        tensors = read_tensors(paths[shard], lasting=lasting)
+        check_shard(index, shard, paths[shard], tensors)
+        if twice := sorted(found.keys() & tensors):
+            raise WeightsFileError(
+                f"The tensor {twice[0]} is in {paths[shard]} and in another shard: get the checkpoint again."
+            )
+        found.update(tensors)
+    check_total(index, {name: tensor.nbytes for name, tensor in found.items()})
+    return {name: found[name] for name in sorted(found)}
+
+
 def is_writable(path: Path) -> bool:
     """Whether anybody may write to a file, so that a map of it cannot be relied on."""
-    return bool(path.stat().st_mode & _WRITABLE)
+    return bool(path.stat().st_mode & _WRITABLE) and not is_hub_blob(path)
 
 
 def _read(path: Path, *, copy: bool) -> dict[str, torch.Tensor]:
     """Read with the official library, which is the judge of what is unusual."""
+    examine_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}

@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bundles.assemble.lookup import get_bundle
 from bundles.cli.output import hint, print_table
 from bundles.demo import pitch, speech, tasks, ways
-from bundles.registry.default import get_bundle
 from bundles.spec.bundle import Bundle
 
 _COLUMNS = (

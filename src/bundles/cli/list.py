@@ -34,4 +34,4 @@ def command(
         found = f"{len(names)} of {len(default_registry)} bundles"
         hint(f"{found}; `bundles show NAME` tells more." if names else f"{found} match.")
     for problem in default_registry.problems:
-        hint(f"broken card: {problem}")
+        hint(f"problem: {problem}")

@@ -12,9 +12,13 @@ from bundles import __version__
 from bundles.errors import BundlesError, FreezeArgumentError, UnknownBundleError
 
 _COMMANDS = {
+    "check": "Check cards: text, architecture, layer groups, sources; fill in digests.",
     "demo": "Freeze a real pretrained model, train its head, and see what moved.",
+    "export": "Write a bundle as a folder: weights, card, and the files that go with it.",
+    "fetch": "Download what bundles need, or make a folder of it for machines without a network.",
     "list": "List bundles.",
     "plan": "Show what a freeze would do, and what a training step would cost.",
+    "push": "Put a bundle, or an exported folder, into a repository of the Hub.",
     "show": "Show everything that is known of one bundle.",
 }
 

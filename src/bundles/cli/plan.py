@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from bundles import assemble
+from bundles.assemble.lookup import get_bundle
 from bundles.assemble.request import Freeze
 from bundles.cli.output import hint, print_table
-from bundles.registry.default import get_bundle
 from bundles.spec.bundle import Bundle
 from bundles.spec.cost import group_shares, parameter_counts, step_cost
 from bundles.spec.fit import Fit
-from bundles.spec.plan import FreezePlan
+from bundles.spec.plan import FreezePlan, PlannedTensor
 from bundles.spec.policy import parse_policy
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -54,7 +54,8 @@ def command(name: str, policy: str | None, mode: str | None, as_json: bool, **st
         of = "operations of a forward" if measured else "parameters, since a forward cannot be counted"
         what = "a training step" if plan.trained else "a step, a forward only since nothing trains,"
         click.echo(f"predicted cost of {what}: {step_cost(plan, costs):.0%} of full fine-tuning (by {of})")
-    hint(f"`bundles.{name}.get_model(freeze={policy or True!r}, freeze_mode={str(plan.mode)!r})` builds it.")
+    there = f"bundles.{name}" if name.isidentifier() else f"bundles.get_bundle({name!r})"
+    hint(f"`{there}.get_model(freeze={policy or True!r}, freeze_mode={str(plan.mode)!r})` builds it.")
 
 
 def _with_size(freeze: Freeze, batch: int | None, seconds: float | None, **_: Any) -> Freeze:
@@ -93,18 +94,25 @@ def _print_step(
 
 def _row(plan: FreezePlan, group: str, share: float) -> tuple[str, ...]:
     tensors = [tensor for tensor in plan.tensors if tensor.group == group]
-    total = sum(tensor.count for tensor in tensors)
-    trainable = sum(tensor.trained_count for tensor in tensors)
+    counted = [tensor for tensor in tensors if tensor.alias_of is None]  # a tied one where it comes first
+    total = sum(tensor.count for tensor in counted)
+    trainable = sum(tensor.trained_count for tensor in counted)
     return (
         group,
         next("head" if g.kind == "head" else "encoder" for g in plan.groups if g.name == group),
         str(len(tensors)),
         f"{total:,}",
         f"{trainable:,}",
-        "frozen" if not trainable else "trainable" if trainable == total else "mixed",
+        _state(tensors),
         _held(plan, group) + _always(plan, group),
         f"{share:.1%}",
     )
+
+
+def _state(tensors: list[PlannedTensor]) -> str:
+    if not any(tensor.trained_count for tensor in tensors):
+        return "frozen"
+    return "trainable" if all(tensor.trained_count == tensor.count for tensor in tensors) else "mixed"
 
 
 def _always(plan: FreezePlan, name: str) -> str:

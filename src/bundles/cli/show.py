@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from bundles.assemble.lookup import get_bundle
 from bundles.cli.output import print_table
-from bundles.registry.default import get_bundle
 from bundles.spec.companions import COMPANIONS
 from bundles.spec.values import plain_value
 

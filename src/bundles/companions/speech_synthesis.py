@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundles.assemble.lookup import get_bundle
 from bundles.assemble.request import ARGUMENTS
 from bundles.builders.require import require
 from bundles.companions.needs import needs
 from bundles.errors import BuildArgumentError, UnsafeWeightsError
-from bundles.registry.default import get_bundle
 from bundles.sources.fetch import fetch
 from bundles.spec.bundle import Bundle
 from bundles.spec.upstream import wants_progress

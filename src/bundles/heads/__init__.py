@@ -1,4 +1,4 @@
-"""Heads: what people attach to speech encoders.
+"""Heads: what people attach to encoders of speech and text.
 
 Each takes the size of the encoder's features first, so any of them fits ``get_model(head=...)``::
 
@@ -12,6 +12,7 @@ from bundles.heads.classifiers import AttentiveStatisticsClassifier, MeanPoolCla
 from bundles.heads.ctc import CTCHead
 from bundles.heads.layers import WeightedLayers
 from bundles.heads.pooling import AttentiveStatisticsPool, MeanPool
+from bundles.heads.text import TextClassifier
 
 __all__ = [
     "AttentiveStatisticsClassifier",
@@ -19,5 +20,6 @@ __all__ = [
     "CTCHead",
     "MeanPool",
     "MeanPoolClassifier",
+    "TextClassifier",
     "WeightedLayers",
 ]

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 from bundles.display import safe
@@ -35,7 +35,7 @@ from bundles.spec.source import WeightSource
 from bundles.spec.values import shown
 
 Card = dict[str, Any]
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 4 << 20
 
 
 @dataclass
@@ -46,29 +46,46 @@ class CardFile:
     cards: dict[str, Card] = field(default_factory=dict)
     broken: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    text: str = ""
+    tables: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> KeyLines:
+        """The lines of its keys, which only problems ask for."""
+        return KeyLines(self.text)
+
+    def told(self, key: Path, why: str) -> str:
+        """Return the line in which people read of a problem: file, line, key, cause."""
+        inherits = _inherited(self.tables.get(key[0]))
+        return f"{self.path}:{self.places.of(key, inherits)}: " + safe(f"{'.'.join(key)} {why}", limit=600)
 
 
 def read_card_file(path: str) -> CardFile:
     """Parse and check every card of a file; never raises for what is in the file."""
-    found = CardFile(path)
     try:
-        text = _read_text(path)
-        tables = _parse_toml(text)
-    except (OSError, ValueError, RecursionError) as error:
-        found.problems.append(f"{path}:{_line_of(error)} " + safe(_short(error), limit=600))
+        return read_card_text(path, _read_text(path))
+    except (OSError, ValueError) as error:
+        return CardFile(path, problems=[_unreadable(path, error)])
+
+
+def read_card_text(path: str, text: str) -> CardFile:
+    """Parse and check every card of a text, which is or may become that of a file."""
+    found = CardFile(path, text=text)
+    try:
+        found.tables = tables = _parse_toml(text)
+    except (ValueError, RecursionError) as error:
+        found.problems.append(_unreadable(path, error))
         return found
-    places = KeyLines(text)
     shared = {key: tables.pop(key, {}) for key in ("defaults", "templates")}
     for key, value in shared.items():
         if not isinstance(value, dict):
-            found.problems.append(_problem(path, places, (key,), "is not a table"))
+            found.problems.append(found.told((key,), "is not a table"))
             shared[key] = {}
-    found.problems.extend(_problem(path, places, *problem) for problem in _shared_problems(**shared))
+    found.problems.extend(found.told(*problem) for problem in _shared_problems(**shared))
     for name, table in tables.items():
         card, problems = _read_card(name, table, **shared)
         if problems:
-            inherits = _inherited(table)
-            lines = [_problem(path, places, (name, *key), why, inherits) for key, why in problems]
+            lines = [found.told((name, *key), why) for key, why in problems]
             found.broken[name] = lines
             found.problems.extend(lines)
         else:
@@ -86,18 +103,23 @@ def merge(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> Card:
     return merged
 
 
-def to_bundle(name: str, card: Mapping[str, Any], origin: str) -> Bundle:
+def to_bundle(name: str, card: Mapping[str, Any], origin: str, folder: str | None = None) -> Bundle:
     """Return the bundle that a checked card describes.
 
-    Relative ``file:`` addresses are relative to the card's folder.
+    Args:
+        name: of the bundle.
+        card: with all that it inherits.
+        origin: where it is defined, for people.
+        folder: where relative ``file:`` addresses begin; without it ``origin`` is a file of that folder.
     """
     weights = card.get("weights")
+    folder = os.path.dirname(os.path.abspath(origin)) if folder is None else folder
     return Bundle(
         name=name,
         builder=card["builder"],
         architecture=card.get("architecture", {}),
-        weights=_source(weights, origin) if weights else None,
-        assets={key: _source(asset, origin) for key, asset in card.get("assets", {}).items()},
+        weights=_source(weights, folder) if weights else None,
+        assets={key: _source(asset, folder) for key, asset in card.get("assets", {}).items()},
         keys=KeyMap(**card.get("keys", {})),
         layers=card["layers"],
         default_policy=card.get("freeze", "encoder"),
@@ -110,15 +132,11 @@ def to_bundle(name: str, card: Mapping[str, Any], origin: str) -> Bundle:
     )
 
 
-def _source(entries: Mapping[str, Any], origin: str) -> WeightSource:
+def _source(entries: Mapping[str, Any], folder: str) -> WeightSource:
     source: str = entries["source"]
     if source.startswith("file:"):
-        source = "file:" + os.path.join(os.path.dirname(os.path.abspath(origin)), source[len("file:") :])
-    return WeightSource(source, entries.get("sha256"), entries.get("size"))
-
-
-def _problem(path: str, places: KeyLines, key: Path, why: str, inherits: Iterable[Path] = ()) -> str:
-    return f"{path}:{places.of(key, inherits)}: " + safe(f"{'.'.join(key)} {why}", limit=600)
+        source = "file:" + os.path.join(folder, source[len("file:") :])
+    return WeightSource(source, entries.get("sha256"), entries.get("size"), entries.get("shards", {}))
 
 
 def _inherited(table: Any) -> list[Path]:
@@ -183,7 +201,7 @@ def _read_text(path: str) -> str:
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise ValueError("is larger than 1 MiB, which no card is")
+        raise ValueError("is larger than 4 MiB, which no card is")
     return data.decode()
 
 
@@ -191,6 +209,10 @@ def _parse_toml(text: str) -> dict[str, Any]:
     import tomllib
 
     return tomllib.loads(text)
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    return f"{path}:{_line_of(error)} " + safe(_short(error), limit=600)
 
 
 def _line_of(error: Exception) -> str:

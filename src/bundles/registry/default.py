@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from bundles.registry.origins import add_builtin, add_folder
+from bundles.registry.origins import add_everything, add_folder
 from bundles.registry.registry import Registry
 
 if TYPE_CHECKING:
     from bundles.spec.bundle import Bundle
 
-default_registry = Registry(populate=add_builtin)
+default_registry = Registry(populate=add_everything)
 
 
 def list_bundles(match: str = "*", **metadata: object) -> list[str]:
@@ -28,19 +28,6 @@ def list_bundles(match: str = "*", **metadata: object) -> list[str]:
     ['CREPE_FULL', 'CREPE_TINY']
     """
     return default_registry.names(match, **metadata)
-
-
-def get_bundle(name: str) -> Bundle:
-    """Return the bundle of that name.
-
-    Raises:
-        UnknownBundleError: there is none; the three closest names are given.
-        CardError: there is one, and its card is broken.
-
-    >>> get_bundle("CREPE_TINY").license
-    'MIT'
-    """
-    return default_registry[name]
 
 
 def register(bundle: Bundle, *, override: bool = False) -> None:

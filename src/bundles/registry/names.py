@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import insort
+from collections.abc import Iterable
 from itertools import groupby
 
 
@@ -26,3 +28,20 @@ def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
     """
     runs = ((digits, "".join(run)) for digits, run in groupby(name, str.isdecimal))
     return tuple((not digits, int(run) if digits else 0, run) for digits, run in runs)
+
+
+def merged(names: Iterable[str], order: list[str]) -> list[str]:
+    """Return names in natural order, most of which are in that order already.
+
+    Args:
+        names: all of them, each once.
+        order: most of them, sorted; what is not among ``names`` is left out.
+    """
+    rest = set(names)
+    result = [name for name in order if name in rest]
+    rest.difference_update(order)
+    if len(rest) * 16 > len(result):
+        return sorted([*result, *rest], key=natural_key)
+    for name in rest:
+        insort(result, name, key=natural_key)
+    return result

@@ -1,19 +1,37 @@
-"""Where cards come from: those that ship with the package, and folders of people's own."""
+"""Where cards come from: this package, the user's folder, installed packages, folders that are named."""
 
 from __future__ import annotations
 
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bundles.errors import CardError, DuplicateBundleError
+from bundles.errors import CardError
+from bundles.registry.index import read_file, read_folder
+from bundles.registry.shelf import Row, Shelf
+from bundles.spec.places import config_folder, is_switched_on
 
 if TYPE_CHECKING:
     from bundles.registry.registry import Registry
 
 _CARDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cards")
 INDEX = "index.json"
+
+
+def add_everything(registry: Registry) -> None:
+    """Add what is there without being asked for: built-in cards, the user's, those of installed packages.
+
+    In that order, and the first of a name wins. A card that cannot be used is one of the registry's
+    problems. ``BUNDLES_NO_PLUGINS=1`` leaves installed packages out; the user's folder is not one of them.
+    """
+    add_builtin(registry)
+    add_user(registry)
+    if not is_switched_on("BUNDLES_NO_PLUGINS"):
+        from bundles.registry.plugins import add_plugins
+
+        add_plugins(registry)
 
 
 def add_builtin(registry: Registry, folder: str = _CARDS) -> None:
@@ -23,13 +41,32 @@ def add_builtin(registry: Registry, folder: str = _CARDS) -> None:
     checksum is the one that was indexed, so an edited card is never shadowed.
     """
     index = _read_index(os.path.join(folder, INDEX))
+    rows: list[Row] = []
+    problems: list[str] = []
+    broken: dict[str, list[str]] = {}
     for file in _card_files(folder):
-        path = os.path.join(folder, file)
         known = index.get(file, {})
-        if known.get("crc32") == checksum(path):
-            registry.add_problems(_add_cards(registry, known["cards"], f"bundles/{file}", override=False), {})
+        if known.get("crc32") == checksum(os.path.join(folder, file)):
+            rows += [(name, file, card) for name, card in known["cards"].items()]
         else:
-            _add_file(registry, path, f"bundles/{file}", override=False, seen={})
+            found = read_file(folder, file)
+            rows += found.rows
+            problems += found.problems
+            broken |= found.broken
+    registry.add_shelf(Shelf(folder, "bundles/", rows, problems, broken))
+
+
+def add_user(registry: Registry) -> None:
+    """Add the cards of the user's folder, where there is one."""
+    folder = os.path.join(config_folder(), "cards")
+    try:
+        shelf = read_folder(os.path.abspath(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        registry.add_problems([f"{folder} cannot be read ({error.strerror}): check its mode"], {})
+        return
+    registry.add_shelf(shelf)
 
 
 def add_folder(registry: Registry, folder: str, *, override: bool = False) -> None:
@@ -41,12 +78,8 @@ def add_folder(registry: Registry, folder: str, *, override: bool = False) -> No
     """
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"There is no folder {folder!r} to read cards from.")
-    problems: list[str] = []
     folder = os.path.abspath(folder)  # relative weights are looked for there, wherever Python goes
-    seen: dict[str, str] = {}
-    for file in _card_files(folder):
-        path = os.path.join(folder, file)
-        problems += _add_file(registry, path, path, override=override, seen=seen)
+    problems = registry.add_shelf(read_folder(folder), override=override, can_override=True)
     if problems:
         raise CardError(
             f"{len(problems)} problems in the cards of {folder}; every other card was added:\n"
@@ -61,15 +94,13 @@ def build_index(folder: str = _CARDS) -> dict[str, Any]:
     Raises:
         CardError: a card is broken.
     """
-    from bundles.registry.cards import read_card_file
-
     index = {}
     for file in _card_files(folder):
-        path = os.path.join(folder, file)
-        found = read_card_file(path)
+        found = read_file(folder, file)
         if found.problems:
             raise CardError("\n".join(found.problems), problems=tuple(found.problems))
-        index[file] = {"crc32": checksum(path), "cards": found.cards}
+        cards = {name: card for name, _, card in found.rows}
+        index[file] = {"crc32": checksum(os.path.join(folder, file)), "cards": cards}
     return index
 
 
@@ -79,36 +110,8 @@ def checksum(path: str) -> int:
         return zlib.crc32(file.read())
 
 
-def _add_file(
-    registry: Registry, path: str, origin: str, *, override: bool, seen: dict[str, str]
-) -> list[str]:
-    """Add a file's cards; ``override`` is for what was there before, not for names ``seen`` beside it."""
-    from bundles.registry.cards import read_card_file
-
-    found = read_card_file(path)
-    twice = [name for name in found.cards if override and name.lower() in seen]
-    problems = [
-        f"The bundle {name} of {path} is defined already, as {seen[name.lower()]}: give it another name."
-        for name in twice
-    ]
-    cards = {name: card for name, card in found.cards.items() if name not in twice}
-    seen.update({name.lower(): f"{name} of {path}" for name in cards})
-    registry.add_problems(found.problems + problems, found.broken)
-    return found.problems + problems + _add_cards(registry, cards, origin, override=override)
-
-
-def _add_cards(registry: Registry, cards: dict[str, Any], origin: str, *, override: bool) -> list[str]:
-    problems = []
-    for name, card in cards.items():
-        try:
-            registry.add_card(name, card, origin, override=override)
-        except DuplicateBundleError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _card_files(folder: str) -> list[str]:
-    return sorted(file for file in os.listdir(folder) if file.endswith(".toml"))
+def _card_files(folder: str) -> Iterator[str]:
+    return iter(sorted(file for file in os.listdir(folder) if file.endswith(".toml")))
 
 
 def _read_index(path: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from bundles.errors import CardError, DuplicateBundleError, RegistryError, UnknownBundleError
-from bundles.registry.names import name_problem, natural_key
+from bundles.registry.names import merged, name_problem
+from bundles.registry.shelf import Shelf, facts_of, taken_message
 
 if TYPE_CHECKING:
     from bundles.spec.bundle import Bundle
@@ -32,12 +33,13 @@ class Registry(Mapping[str, "Bundle"]):
 
     def __init__(self, populate: Callable[[Registry], None] | None = None) -> None:
         self._populate, self._filled, self._lock = populate, populate is None, RLock()
-        self._cards: dict[str, tuple[Mapping[str, Any], str]] = {}
+        self._cards: dict[str, Shelf] = {}
         self._bundles: dict[str, Bundle] = {}
         self._broken: dict[str, list[str]] = {}
         self._problems: list[str] = []
         self._by_lower: dict[str, str] = {}
         self._order: tuple[str, ...] | None = None
+        self._largest: list[str] = []  # names of the largest shelf, in natural order
 
     # --- Mapping ---------------------------------------------------------------------------------
 
@@ -49,7 +51,9 @@ class Registry(Mapping[str, "Bundle"]):
         if name in self._cards:
             from bundles.registry.cards import to_bundle
 
-            bundle = self._bundles[name] = to_bundle(name, *self._cards[name])
+            shelf = self._cards[name]
+            bundle = to_bundle(name, shelf.card(name), shelf.origin(name), shelf.folder)
+            self._bundles[name] = bundle
             return bundle
         raise self._unknown(name)
 
@@ -57,7 +61,7 @@ class Registry(Mapping[str, "Bundle"]):
         self._fill()
         order = self._order
         if order is None:
-            order = self._order = tuple(sorted({*self._cards, *self._bundles}, key=natural_key))
+            order = self._order = tuple(merged({*self._cards, *self._bundles}, self._largest))
         return iter(order)
 
     def __len__(self) -> int:
@@ -92,8 +96,8 @@ class Registry(Mapping[str, "Bundle"]):
 
             names = [name for name in names if fnmatchcase(name.lower(), match.lower())]
         for key, wanted in metadata.items():
-            self._check_filter(key)
-            names = [name for name in names if _matches(self._metadata(name).get(key), wanted)]
+            found = self._facts(key)
+            names = [name for name in names if _matches(found.get(name), wanted)]
         return names
 
     @property
@@ -128,16 +132,35 @@ class Registry(Mapping[str, "Bundle"]):
         self._bundles[bundle.name] = bundle
         self._order = None
 
-    def add_card(self, name: str, card: Mapping[str, Any], origin: str, *, override: bool = False) -> None:
-        """Add a checked card, to be made a bundle when it is looked up.
+    def add_shelf(self, shelf: Shelf, *, override: bool = False, can_override: bool = False) -> list[str]:
+        """Add a folder's checked cards, each to be made a bundle when it is looked up.
 
-        Raises:
-            DuplicateBundleError: the name is taken and ``override`` is not set.
+        Args:
+            shelf: the cards, and what is wrong with the others: looking one of those up then says why.
+            override: take names that are taken.
+            can_override: whether the person who reads the problems could have asked for that.
+
+        Returns:
+            All problems, those of cards whose name is taken included.
         """
         self._fill()
-        self._claim(name, origin, override)
-        self._cards[name] = (card, origin)
+        taken = [name for lower, name in shelf.by_lower.items() if lower in self._by_lower]
+        problems = shelf.problems
+        if not override:
+            problems = problems + [self._refusal(name, shelf, can_override) for name in taken]
+        for name in taken if override else ():
+            self._forget(self._by_lower[name.lower()])
+        refused = set(() if override else taken)
+        names = [name for name in shelf if name not in refused] if refused else list(shelf)
+        for name in self._broken.keys() & set(names):
+            self._mend(name)
+        self._cards.update(dict.fromkeys(names, shelf))
+        self._by_lower.update({name.lower(): name for name in names} if refused else shelf.by_lower)
+        if len(names) > len(self._largest):
+            self._largest = shelf.order
+        self.add_problems(problems, shelf.broken)
         self._order = None
+        return problems
 
     def add_problems(self, problems: list[str], broken: Mapping[str, list[str]]) -> None:
         """Note cards that could not be used; looking one up then says why."""
@@ -184,28 +207,43 @@ class Registry(Mapping[str, "Bundle"]):
         for entries in (self._cards, self._bundles, self._broken, self._problems, self._by_lower):
             entries.clear()
         self._order = None
+        self._largest = []
 
     def _claim(self, name: str, origin: str, override: bool) -> None:
         taken = self._by_lower.get(name.lower())
         if taken is not None:
-            first = self._cards[taken][1] if taken in self._cards else self._bundles[taken].origin
+            first = self._origin(taken)
             if not override:
                 raise DuplicateBundleError(
-                    f"The bundle {name} of {origin} is defined already, as {taken} of {first}: give it "
-                    f"another name, or pass override=True.",
+                    taken_message(name, origin, taken, first, can_override=True),
                     name=name,
                     origins=(first, origin),
                 )
-            self._cards.pop(taken, None)
-            self._bundles.pop(taken, None)
+            self._forget(taken)
         self._by_lower[name.lower()] = name
+        self._mend(name)
+
+    def _refusal(self, name: str, shelf: Shelf, can_override: bool) -> str:
+        taken = self._by_lower[name.lower()]
+        first = self._origin(taken)
+        return taken_message(name, shelf.origin(name), taken, first, can_override=can_override)
+
+    def _origin(self, name: str) -> str:
+        return self._cards[name].origin(name) if name in self._cards else self._bundles[name].origin
+
+    def _forget(self, name: str) -> None:
+        self._cards.pop(name, None)
+        self._bundles.pop(name, None)
+        self._by_lower.pop(name.lower(), None)
+
+    def _mend(self, name: str) -> None:
+        """Drop the problems of a broken card whose name a good one has taken."""
         mended = self._broken.pop(name, [])
         self._problems = [problem for problem in self._problems if problem not in mended]
 
     def _metadata(self, name: str) -> Mapping[str, Any]:
         if name in self._cards:
-            card = self._cards[name][0]
-            return {**card, **card.get("extra", {})}
+            return facts_of(self._cards[name].card(name))
         bundle = self._bundles[name]
         known = {
             "builder": bundle.builder,
@@ -215,20 +253,44 @@ class Registry(Mapping[str, "Bundle"]):
         }
         return {key: value for key, value in known.items() if value is not None}
 
-    def _check_filter(self, key: str) -> None:
-        known = {field for name in self for field in self._metadata(name)}
-        if key not in known:
-            from bundles.spec.suggest import closest
+    def _facts(self, key: str) -> dict[str, Any]:
+        """Return what bundles have at a key, by name.
 
-            nearest = ", ".join(closest(key, known)) or "nothing, since there is no bundle"
-            raise RegistryError(f"No bundle has the metadata {key!r}; the closest is {nearest}.")
+        Raises:
+            RegistryError: none has it.
+        """
+        self._fill()
+        shelves = {id(shelf): shelf for shelf in self._cards.values()}
+        found = {
+            name: value
+            for shelf in shelves.values()
+            for name, value in shelf.facts(key).items()
+            if self._cards.get(name) is shelf
+        }
+        made = ((name, self._metadata(name)) for name in self._bundles if name not in self._cards)
+        found |= {name: facts[key] for name, facts in made if key in facts}
+        if found:
+            return found
+        from bundles.spec.suggest import closest
+
+        known = {field for name in self for field in self._metadata(name)}
+        nearest = ", ".join(closest(key, known)) or "nothing, since there is no bundle"
+        raise RegistryError(f"No bundle has the metadata {key!r}; the closest is {nearest}.")
 
     def _unknown(self, name: str) -> RegistryError:
         if name in self._broken:
             lines = self._broken[name]
             return CardError(f"The card of {name} is broken:\n" + "\n".join(lines), problems=tuple(lines))
+        from bundles.spec.hub import hub_problem
         from bundles.spec.suggest import closest
 
+        if isinstance(name, str) and "/" in name and not hub_problem(name):
+            return UnknownBundleError(
+                f"There is no bundle {name!r}: for that repository of the Hugging Face Hub, type "
+                f"bundles.get_bundle('hf:{name}').",
+                name=name,
+                closest=(),
+            )
         nearest = closest(str(name), self)
         meant = f"did you mean {', '.join(nearest)}? " if nearest else ""
         return UnknownBundleError(

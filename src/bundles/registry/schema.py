@@ -12,13 +12,14 @@ from bundles.spec.groups import parse_rules
 from bundles.spec.keys import key_map_problems
 from bundles.spec.mode import parse_mode
 from bundles.spec.policy import parse_policy
-from bundles.spec.source import sha256_problem, size_problem, uri_problem
+from bundles.spec.source import sha256_problem, shards_problem, size_problem, uri_problem
 from bundles.spec.suggest import closest
 from bundles.spec.values import shown
 
 Problem = tuple[tuple[str, ...], str]  # the key's path within the card, and what is wrong there
 
 METADATA: dict[str, type] = {
+    "classes": str,
     "companions": str,
     "description": str,
     "frame_length": int,
@@ -35,6 +36,7 @@ METADATA: dict[str, type] = {
     "sample_rate": int,
     "task": str,
     "text_unit": str,
+    "token_inputs": list,
     "training_data": str,
     "vocoder": str,
 }
@@ -108,6 +110,7 @@ def _check_source(path: tuple[str, ...], entries: Mapping[str, Any]) -> Iterator
         "source": uri_problem,
         "sha256": sha256_problem,
         "size": size_problem,
+        "shards": shards_problem,
     }
     for key, value in entries.items():
         if key not in checks:
@@ -199,4 +202,5 @@ _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Problem]]] = {
     "labels": lambda labels, card: _check_words("labels", labels),
     "languages": lambda languages, card: _check_words("languages", languages),
     "text_unit": _check_text_unit,
+    "token_inputs": lambda names, card: _check_words("token_inputs", names),
 }

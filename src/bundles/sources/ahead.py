@@ -10,7 +10,7 @@ from threading import Thread
 from bundles.errors import BundlesError
 from bundles.sources import cache
 from bundles.sources.records import known
-from bundles.sources.schemes import SCHEMES, Local
+from bundles.sources.schemes import SCHEMES, Local, Remote
 from bundles.spec.formats import CONVERTER, is_pickle_name
 from bundles.spec.source import WeightSource
 
@@ -44,8 +44,9 @@ def _present(source: WeightSource) -> Path | None:
     match SCHEMES.get(source.scheme):
         case Local(locate):
             return locate(source)
-        case _:
-            return cache.find(f"files/{digest}")
+        case Remote() as remote:
+            return cache.find(f"files/{digest}") or next(remote.places(source), None)
+    return None
 
 
 def _is_in_memory(path: Path) -> bool:

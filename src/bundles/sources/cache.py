@@ -5,6 +5,7 @@
     files/<sha256>           what was downloaded, by content: two addresses of the same bytes share one
     files/.partial/<key>.*   downloads on their way (see ``partial``)
     records/<key>.json       what an address without a digest gave at first (see ``records``)
+    listings/<key>.json      which files a commit of a Hub repository has (see ``repository``)
     locks/<key>.lock         held while a source is downloaded (see ``lock``)
     converted/, stamps/      what is made once from a file: its safetensors form, its digest
 """
@@ -60,20 +61,21 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def place(where: str, write: Callable[[BinaryIO], None]) -> Path:
+def place(where: str, write: Callable[[BinaryIO], None], folder: Path | None = None) -> Path:
     """Put a file into the cache: temporary name, write, move, read-only.
 
     Whatever fails, nothing is left behind; readers see the whole file or none. Correctness hangs on
     the unique temporary name and the move, not on a lock.
 
     Args:
-        where: place below :func:`root`.
+        where: place below the folder.
         write: writes the content.
+        folder: another cache than :func:`root`.
 
     Raises:
         CacheError: the folder cannot be written.
     """
-    target = root() / where
+    target = (folder or root()) / where
     with _temporary(target, write) as temporary:
         publish(temporary, target)
     return target
@@ -96,9 +98,9 @@ def place_first(where: str, text: str) -> bool:
     return True
 
 
-def place_text(where: str, text: str) -> Path:
+def place_text(where: str, text: str, folder: Path | None = None) -> Path:
     """Put a small text file into the cache, as :func:`place` does."""
-    return place(where, _writer(text))
+    return place(where, _writer(text), folder)
 
 
 def write_if_possible(path: Path, text: str) -> None:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from bundles.errors import ChecksumError, OfflineError, SourceNotFoundError, UnpinnedSourceWarning, warn
+from bundles.errors import (
+    ChecksumError,
+    OfflineError,
+    SourceAccessError,
+    SourceError,
+    SourceNotFoundError,
+    UnpinnedSourceWarning,
+    warn,
+)
 from bundles.sources import cache
+from bundles.sources.hub_cache import hub_cache
 from bundles.sources.options import Options, Order
 from bundles.sources.records import Known, known
 from bundles.sources.schemes import SCHEMES, Local, Remote
-from bundles.sources.torch_hub import hub_files
+from bundles.sources.unpinned import warn_unpinned
 from bundles.sources.verify import Verify, check_file
 from bundles.spec.source import WeightSource
 from bundles.spec.suggest import accepted
@@ -30,8 +39,10 @@ def fetch(
     """Return a local file that holds a source's weights.
 
     With a digest and the file present this uses no network, takes no lock and writes nothing but, the
-    first time, a stamp that saves hashing it again. A remote source without a digest is recorded when it
-    is downloaded, and behaves as if pinned from then on.
+    first time, a stamp that saves hashing it again. A ``url:`` source without a digest is recorded when it
+    is downloaded, and behaves as if pinned from then on. An ``hf:`` source without one is held to its
+    commit, and to what the Hub calls the file; one that names a branch, a tag or nothing is asked for
+    anew each time there is a network, and warns.
 
     Args:
         source: address, digest and size.
@@ -88,18 +99,43 @@ def _scheme(source: WeightSource) -> Local | Remote:
 def _fetch_remote(
     source: WeightSource, remote: Remote, verify: Verify, progress: bool, options: Options
 ) -> Path:
-    cached, damage = _look(known(source), verify)
+    if remote.is_moving(source):
+        return _fetch_moving(source, remote, verify, progress, options)
+    cached, damage = _look(known(source), remote, verify)
     match decide(cached, offline=is_offline()):
         case "use":
             assert cached is not None  # noqa: S101 - what "use" means
             return cached
         case "refuse":
-            raise damage or OfflineError(
-                f"{source.shown} is not in the cache {cache.root()} and BUNDLES_OFFLINE is set: fetch it "
-                f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
-            )
+            raise damage or _offline(source)
         case "download":
             return _download(source, remote, verify, progress, options)
+
+
+def _fetch_moving(
+    source: WeightSource, remote: Remote, verify: Verify, progress: bool, options: Options
+) -> Path:
+    """Return what a branch or tag gives now; without a network, what it gave last."""
+    if is_offline():
+        path, damage = _look(known(source), remote, verify)
+        if path is None:
+            raise damage or _offline(source)
+    else:
+        path = remote.download(
+            Order(known=Known(source), is_locked=False, progress=progress, options=options)
+        )
+        if verify == "always":
+            remote.check(path, Known(source), verify)
+    warn_unpinned(source, path)
+    return path
+
+
+def _offline(source: WeightSource) -> OfflineError:
+    folder = hub_cache() if source.scheme == "hf" else cache.root()
+    return OfflineError(
+        f"{source.shown} is not in the cache {folder} and BUNDLES_OFFLINE is set: fetch it "
+        f"once with a network, or point BUNDLES_SHARED_CACHE at a cache that has it."
+    )
 
 
 def _download(source: WeightSource, remote: Remote, verify: Verify, progress: bool, options: Options) -> Path:
@@ -107,31 +143,43 @@ def _download(source: WeightSource, remote: Remote, verify: Verify, progress: bo
 
     with held(cache.key(source.uri), source.name, options) as is_locked:
         now = known(source)
-        cached, damage = _look(now, verify)  # somebody may have been faster
+        cached, damage = _look(now, remote, verify)  # somebody may have been faster
         if damage is not None:
             _log.warning("Fetching %s again: %s", source.shown, damage)
         order = Order(known=now, is_locked=is_locked, progress=progress, options=options)
+        if cached is None and os.environ.get("BUNDLES_REMOTE_CACHE"):
+            from bundles.sources.remote import read_through
+
+            return read_through(order, remote.download)
         return cached or remote.download(order)
 
 
-def _look(wanted: Known, verify: Verify) -> tuple[Path | None, ChecksumError | None]:
-    """Return the first file on this machine that is the right one, else what is wrong with a cached one."""
-    damage = None
+def _look(wanted: Known, remote: Remote, verify: Verify) -> tuple[Path | None, SourceError | None]:
+    """Return the first file on this machine that is the right one, else what is wrong with a cached one.
+
+    A cache that holds a damaged file, or may not be read, hides none of those after it.
+    """
+    damage: SourceError | None = None
     for path in _cached(wanted.source):
-        problem = _problem(path, wanted, verify)
+        problem = _problem(check_file, path, wanted, verify)
         if problem is None:
             return path, None
         if isinstance(problem, ChecksumError):
             damage = damage or problem
-    for path in hub_files(wanted.source):  # may be anybody's: another digest is no damage, and none no excuse
-        if _problem(path, wanted, "once" if verify == "off" else verify) is None:
+    for path in remote.places(wanted.source):
+        problem = _problem(remote.check, path, wanted, "once" if verify == "off" else verify)
+        if problem is None:
             return path, None
+        if remote.is_addressed and isinstance(problem, ChecksumError | SourceAccessError):
+            damage = damage or problem
     return None, damage
 
 
-def _problem(path: Path, wanted: Known, verify: Verify) -> OSError | None:
+def _problem(
+    check: Callable[[Path, Known, Verify], None], path: Path, wanted: Known, verify: Verify
+) -> OSError | None:
     try:
-        check_file(path, wanted, verify)
+        check(path, wanted, verify)
     except OSError as error:  # other bytes; or gone in the meantime, or not readable for this user
         return error
     return None

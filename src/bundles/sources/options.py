@@ -38,6 +38,7 @@ class Options:
         direct_from: length of an answer from which the socket is read in large pieces, see ``http.body``.
         lock_patience: seconds that a process waits for another one that shows no sign of progress.
         stale_after: seconds after which what others left half done is removed.
+        small_deadline: seconds in all for a file of less than 10 MB from the Hub, and for a listing.
     """
 
     attempts: int = 5
@@ -56,6 +57,7 @@ class Options:
     direct_from: int = 48 * MIB
     lock_patience: float = 60.0
     stale_after: float = 7 * 24 * 3600.0
+    small_deadline: float = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)

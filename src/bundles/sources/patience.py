@@ -7,10 +7,10 @@ import random
 import time
 from collections.abc import Callable
 
-from bundles.errors import CacheError, SourceAccessError, SourceNotFoundError
+from bundles.errors import CacheError, OfflineError, SourceAccessError, SourceNotFoundError
 from bundles.sources.options import Options
 
-PERMANENT = (SourceNotFoundError, SourceAccessError, CacheError)
+PERMANENT = (SourceNotFoundError, SourceAccessError, CacheError, OfflineError)
 """Errors that a second attempt would not change. Everything else may pass: foreign errors too, because
 ``httpx2.ReadError`` has no base in common with ``OSError``, and a list of what may pass has holes."""
 

@@ -23,10 +23,12 @@ class Known:
     Args:
         source: as asked for; digest and size filled in from the record where it has none.
         record: the file that says so, where it was not the source itself.
+        is_claimed: whether it was the server, which has no say where there is a pin.
     """
 
     source: WeightSource
     record: Path | None = None
+    is_claimed: bool = False
 
 
 def known(source: WeightSource) -> Known:

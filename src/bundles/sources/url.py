@@ -10,6 +10,7 @@ from bundles.sources import cache
 from bundles.sources.hashing import Hasher
 from bundles.sources.leftovers import sweep, take_up
 from bundles.sources.mirror import asked_url
+from bundles.sources.name_prefix import named_digest
 from bundles.sources.options import Order
 from bundles.sources.partial import Partial
 from bundles.sources.progress import telling
@@ -62,11 +63,13 @@ def _complete(transfer: Transfer, hasher: Hasher) -> str:
 
 
 def _is_right(transfer: Transfer, digest: str) -> bool:
-    return transfer.known.source.sha256 in (None, digest)
+    source = transfer.known.source
+    return digest.startswith(source.sha256 or named_digest(source))
 
 
 def _refusal(transfer: Transfer, known: Known, digest: str) -> ChecksumError:
-    expected, found = f"sha256 {known.source.sha256}", f"sha256 {digest}"
+    wanted = known.source.sha256 or f"{named_digest(known.source)}..., as its name says"
+    expected, found = f"sha256 {wanted}", f"sha256 {digest}"
     error = mismatch(transfer.partial.data, known, expected, found, origin=transfer.name)
     transfer.partial.reset()  # nobody should continue that
     return error

@@ -89,6 +89,8 @@ def mismatch(
 
 
 def _authority(known: Known) -> str:
+    if known.is_claimed:
+        return f"the Hub calls {known.source.shown}"
     if known.record is None:
         return f"{known.source.shown} pins"
     return f"{known.source.shown} gave at first, as recorded in {known.record}"
@@ -98,6 +100,8 @@ def _advice(known: Known, is_download: bool) -> str:
     if known.record is not None:
         return "To accept the new bytes, delete that record and fetch again."
     again = "Try again" if is_download else "Get it again"
+    if known.is_claimed:
+        return f"{again}."
     return f"{again}, or change the pin if you trust the new bytes."
 
 

@@ -15,19 +15,30 @@ class Argument:
 
     Args:
         accepts: the values it takes, or the type of them; ``[int]`` is a list of integers, ``[[int]]``
-            a list of such lists.
+            a list of such lists, ``dict`` a library's own configuration, which holds nothing but plain
+            values and no key that names code (see :func:`configuration_problem`).
         required: whether a card must give it.
         option: whether ``get_model`` takes it too, where the card gives it.
-        headless: the value at which the model ends in its features, for a head that follows it (``False``
-            switches off what follows a head); ``...`` where it has nothing to do with the model's end.
+        headless: the value at which the model ends in its features, for a head that follows it; ``...``
+            where it has nothing to do with the model's end.
+        tail: whether what it switches follows the head, and so was made for the old one.
     """
 
     accepts: Any
     required: bool = True
     option: bool = False
     headless: Any = ...
+    tail: bool = False
 
 
+_DEEPEST = 8  # tables in tables of a configuration
+# What names code, or a place to get it from, in the configurations of the libraries we build with.
+CODE_KEYS = frozenset(
+    (
+        *("auto_map", "class_path", "code_revision", "custom_pipelines", "init_args", "trust_remote_code"),
+        *("attn_implementation", "experts_implementation", "quantization_config", "use_kernels"),
+    )
+)
 _MOST = 100_000  # of anything: layers, features, steps; a card is not to exhaust the memory
 # Builders whose models return no features that a head could follow.
 WITHOUT_FEATURES = frozenset(
@@ -61,6 +72,16 @@ _WAV2VEC2 = {
 }
 
 ARCHITECTURES: dict[str, dict[str, Argument]] = {
+    "timm": {
+        "model": Argument(str),
+        "pretrained_cfg": Argument(dict, required=False),
+        "num_classes": Argument(int, required=False),
+        "in_chans": Argument(int, required=False),
+        "img_size": Argument(int, required=False),
+        "global_pool": Argument(str, required=False),
+        "drop_rate": Argument(float, required=False),
+        "drop_path_rate": Argument(float, required=False),
+    },
     "torchaudio_conv_tasnet": {"num_sources": Argument(int)},
     "torchaudio_emformer_rnnt": {"num_symbols": Argument(int)},
     "torchaudio_hdemucs": {"sources": Argument([str])},
@@ -92,8 +113,8 @@ ARCHITECTURES: dict[str, dict[str, Argument]] = {
     },
     "torchaudio_wav2vec2": _WAV2VEC2
     | {
-        "log_softmax": Argument(bool, required=False, headless=False),
-        "with_star": Argument(bool, required=False, option=True, headless=False),
+        "log_softmax": Argument(bool, required=False, headless=False, tail=True),
+        "with_star": Argument(bool, required=False, option=True, headless=False, tail=True),
     },
     "torchaudio_wavernn": {
         "upsample_scales": Argument([int]),
@@ -110,6 +131,17 @@ ARCHITECTURES: dict[str, dict[str, Argument]] = {
     "torchaudio_wavlm": _WAV2VEC2
     | {"encoder_num_buckets": Argument(int), "encoder_max_distance": Argument(int)},
     "torchcrepe": {"model": Argument(("tiny", "full"))},
+    "torchvision": {
+        "model": Argument(str),
+        "num_classes": Argument(int, required=False),
+        "aux_logits": Argument(bool, required=False),
+        "transform_input": Argument(bool, required=False),
+    },
+    "transformers": {
+        "model_class": Argument(str),
+        "config": Argument(dict),
+        "whole": Argument(bool, required=False, headless=False),
+    },
 }
 
 
@@ -119,9 +151,34 @@ def argument_problem(builder: str, name: str, value: Any) -> str | None:
     if argument is None:
         takes = ", ".join(ARCHITECTURES[builder]) or "no argument"
         return f"is not an argument: the builder {builder!r} takes {takes}"
+    if argument.accepts is dict:
+        return configuration_problem(value)
     if _is_accepted(value, argument.accepts):
         return None
     return f"{shown(value)} is not {_wanted(argument.accepts)}"
+
+
+def configuration_problem(value: Any, depth: int = 0) -> str | None:
+    """Return what is wrong with a library's own configuration, as a ``config.json``, or ``None``.
+
+    >>> configuration_problem({"model_type": "bert", "auto_map": {"AutoModel": "modeling.Evil"}})
+    "holds the key 'auto_map', which names code: nothing from elsewhere is executed"
+    """
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str) or key in CODE_KEYS or key.startswith("_"):
+                return f"holds the key {shown(key)}, which names code: nothing from elsewhere is executed"
+            if problem := configuration_problem(entry, depth + 1):
+                return problem
+        return None if depth < _DEEPEST else "is nested too deep"
+    if depth == 0:
+        return f"{shown(value)} is not a table"
+    if isinstance(value, list | tuple):
+        if len(value) > _MOST or depth > _DEEPEST:
+            return "holds too much"
+        return next(filter(None, (configuration_problem(entry, depth + 1) for entry in value)), None)
+    plain = value is None or type(value) in (str, int, float, bool)
+    return None if plain else f"holds {shown(value)}, which is no plain value"
 
 
 def missing_arguments(builder: str, given: Mapping[str, Any]) -> list[str]:
@@ -137,19 +194,19 @@ def options_of(builder: object, architecture: Mapping[str, Any]) -> tuple[str, .
 
 def without_end(builder: object, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with which the model ends in its features instead of in a head of its own."""
-    return _ending(builder, architecture, lambda value: value is not ...)
+    return _ending(builder, architecture, lambda argument: argument.headless is not ...)
 
 
 def without_tail(builder: object, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with which the model ends in its head: nothing made for the old one follows."""
-    return _ending(builder, architecture, lambda value: value is False)
+    return _ending(builder, architecture, lambda argument: argument.tail)
 
 
 def _ending(
-    builder: object, architecture: Mapping[str, Any], counts: Callable[[Any], bool]
+    builder: object, architecture: Mapping[str, Any], counts: Callable[[Argument], bool]
 ) -> dict[str, Any]:
     arguments = ARCHITECTURES.get(builder, {}) if isinstance(builder, str) else {}
-    ends = {name: arg.headless for name, arg in arguments.items() if counts(arg.headless)}
+    ends = {name: arg.headless for name, arg in arguments.items() if counts(arg)}
     return {name: ends.get(name, value) for name, value in architecture.items()}
 
 

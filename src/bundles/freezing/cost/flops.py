@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -37,8 +37,8 @@ def extra_work(function: Any, args: tuple[Any, ...]) -> float:
     return (_INPUT_GRADIENT - 1) * _one_way(args[1], args[2], args[0], args[7])
 
 
-def module_flops(model: nn.Module, shape: Iterable[int]) -> dict[str, float]:
-    """Return the operations that each module does itself in one forward on an input of this shape.
+def module_flops(model: nn.Module, inputs: tuple[int, ...] | Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the operations that each module does itself in one forward on an input of this shape, or this one.
 
     No arithmetic is done and no memory is taken. Matrix products, convolutions and attention are counted,
     which is what costs.
@@ -49,7 +49,10 @@ def module_flops(model: nn.Module, shape: Iterable[int]) -> dict[str, float]:
     mode, ghost = ghost_of(model)
     ghost.eval()
     with mode, ModuleTracker() as tracker, _Tally(tracker) as tally, torch.no_grad():
-        ghost(torch.empty(tuple(shape)))
+        if isinstance(inputs, Mapping):
+            ghost(**{name: mode.from_tensor(tensor) for name, tensor in inputs.items()})
+        else:
+            ghost(torch.empty(inputs))
     start = f"{type(ghost).__name__}."
     found = {f"{name}.".removeprefix(start)[:-1]: count for name, count in tally.found.items()}
     return {name: found[name] for name, _ in ghost.named_modules() if name in found}

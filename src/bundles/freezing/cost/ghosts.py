@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,6 +32,16 @@ def ghost_of(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[FakeTe
         tensors = [*model.parameters(), *model.buffers()]
         ghosts: dict[int, Any] = {id(tensor): _ghost(tensor, dtype) for tensor in tensors}
     return mode, copy.deepcopy(model, ghosts)  # what deepcopy finds in its memo it does not copy
+
+
+def example(shape: Iterable[int], tokens: Iterable[str] = ()) -> tuple[int, ...] | dict[str, Tensor]:
+    """Return an input of a shape as :func:`bundles.predict` takes it: the shape, or token ids by name.
+
+    >>> example((2, 3)), example((1, 2), ["input_ids"])
+    ((2, 3), {'input_ids': tensor([[0, 0]])})
+    """
+    names, shape = tuple(tokens), tuple(shape)
+    return {name: torch.zeros(shape, dtype=torch.long) for name in names} if names else shape
 
 
 def without_drawing() -> AbstractContextManager[None]:

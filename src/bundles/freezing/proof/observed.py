@@ -51,6 +51,13 @@ class Observed:
         parameter = self.parameters[name]
         return parameter.numel() - self.masked.get(name, 0) if parameter.requires_grad else 0
 
+    @cached_property
+    def alias_of(self) -> Mapping[str, str]:
+        """Name of a parameter -> its first name, where this is another one."""
+        first: dict[int, str] = {}
+        names = {name: first.setdefault(id(parameter), name) for name, parameter in self.parameters.items()}
+        return {name: other for name, other in names.items() if name != other}
+
     def rows_of(self, group: LayerGroup) -> list[ModuleRow]:
         """Return the modules of a group."""
         return [row for row in self.table.modules if self.home[row.name] == group.name]
@@ -90,7 +97,11 @@ class Observed:
             groups=tuple(PlannedGroup(group.name, group.kind) for group in self.groups),
             tensors=tuple(
                 PlannedTensor(
-                    name, tuple(p.shape), group_of[name], "trainable" if p.requires_grad else "frozen"
+                    name,
+                    tuple(p.shape),
+                    group_of[name],
+                    "trainable" if p.requires_grad else "frozen",
+                    alias_of=self.alias_of.get(name),
                 )
                 for name, p in self.parameters.items()
             ),

@@ -28,7 +28,7 @@ class GroupStatus:
         name: of the group.
         role: ``"encoder"`` or ``"head"``.
         tensors: number of parameter tensors.
-        parameters: number of their elements.
+        parameters: number of their elements; of a tensor in several groups the first counts them.
         trainable: number of elements that train.
         frozen: number of elements that do not, masked ones included.
         masked: number of frozen elements in tensors whose other elements train.
@@ -153,8 +153,11 @@ def freeze_report(model: nn.Module, *, costs: Mapping[str, float] | None = None)
 
 
 def _status(group: LayerGroup, seen: Observed, problems: Iterable[Irregularity]) -> GroupStatus:
-    parameters = sum(seen.parameters[name].numel() for name in group.parameters)
-    trainable = sum(seen.trained(name) for name in group.parameters)
+    counted = [name for name in group.parameters if name not in seen.alias_of]
+    parameters = sum(seen.parameters[name].numel() for name in counted)
+    trainable = sum(seen.trained(name) for name in counted)
+    trains = [seen.trained(name) == seen.parameters[name].numel() for name in group.parameters]
+    is_frozen = not any(map(seen.trained, group.parameters))
     origins = {seen.origins.get(name, "unknown") for name in group.parameters}
     return GroupStatus(
         name=group.name,
@@ -163,8 +166,8 @@ def _status(group: LayerGroup, seen: Observed, problems: Iterable[Irregularity])
         parameters=parameters,
         trainable=trainable,
         frozen=parameters - trainable,
-        masked=sum(seen.masked.get(name, 0) for name in group.parameters),
-        state="frozen" if not trainable else "trainable" if trainable == parameters else "mixed",
+        masked=sum(seen.masked.get(name, 0) for name in counted),
+        state="frozen" if is_frozen else "trainable" if all(trains) else "mixed",
         held=seen.axes_of(seen.rows_of(group)),
         gradient=seen.gradient_of(group),
         weights=origins.pop() if len(origins) == 1 else "mixed",
