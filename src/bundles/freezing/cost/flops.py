@@ -38,7 +38,7 @@ def extra_work(function: Any, args: tuple[Any, ...]) -> float:
 
 
 def module_flops(model: nn.Module, inputs: tuple[int, ...] | Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Return the operations that each module does itself in one forward on an input of this shape, or this one.
+    """Return the operations that each module does itself in one forward on such an input, or on a shape.
 
     No arithmetic is done and no memory is taken. Matrix products, convolutions and attention are counted,
     which is what costs.
