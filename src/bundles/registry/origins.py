@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bundles.errors import CardError
-from bundles.registry.index import read_file, read_folder
 from bundles.registry.shelf import Row, Shelf
 from bundles.spec.places import config_folder, is_switched_on
 
@@ -49,6 +48,8 @@ def add_builtin(registry: Registry, folder: str = _CARDS) -> None:
         if known.get("crc32") == checksum(os.path.join(folder, file)):
             rows += [(name, file, card) for name, card in known["cards"].items()]
         else:
+            from bundles.registry.index import read_file  # which a listing need not import
+
             found = read_file(folder, file)
             rows += found.rows
             problems += found.problems
@@ -59,6 +60,10 @@ def add_builtin(registry: Registry, folder: str = _CARDS) -> None:
 def add_user(registry: Registry) -> None:
     """Add the cards of the user's folder, where there is one."""
     folder = os.path.join(config_folder(), "cards")
+    if not os.path.lexists(folder):  # as for most people, who need not import what reads it
+        return
+    from bundles.registry.index import read_folder
+
     try:
         shelf = read_folder(os.path.abspath(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -78,6 +83,8 @@ def add_folder(registry: Registry, folder: str, *, override: bool = False) -> No
     """
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"There is no folder {folder!r} to read cards from.")
+    from bundles.registry.index import read_folder
+
     folder = os.path.abspath(folder)  # relative weights are looked for there, wherever Python goes
     problems = registry.add_shelf(read_folder(folder), override=override, can_override=True)
     if problems:
@@ -94,6 +101,8 @@ def build_index(folder: str = _CARDS) -> dict[str, Any]:
     Raises:
         CardError: a card is broken.
     """
+    from bundles.registry.index import read_file
+
     index = {}
     for file in _card_files(folder):
         found = read_file(folder, file)

@@ -17,8 +17,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from bundles.registry.index import read_folder
-
 if TYPE_CHECKING:
     from bundles.registry.registry import Registry
 
@@ -40,6 +38,7 @@ def add_plugins(registry: Registry) -> None:
     if not plugins:  # as in most processes, which need not import what plug-ins need
         return
     from bundles.display import safe
+    from bundles.registry.index import read_folder
 
     for plugin in plugins:
         try:
