@@ -95,9 +95,9 @@ def test_transformers_trainer_with_weight_decay_evaluation_and_checkpoints(tmp_p
 
 def test_timms_optimizer_schedule_average_and_gradient_clipping() -> None:
     import timm
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import create_scheduler_v2
-    from timm.utils import ModelEmaV3, dispatch_clip_grad
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+    from timm.utils import ModelEmaV3, dispatch_clip_grad  # type: ignore[attr-defined]
 
     model: Any = bundles.freeze(
         timm.create_model("test_resnet", num_classes=3, drop_path_rate=0.2), "encoder"
@@ -113,7 +113,7 @@ def test_timms_optimizer_schedule_average_and_gradient_clipping() -> None:
             images = torch.randn(4, 3, 64, 64)
             loss = nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 0]))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             dispatch_clip_grad(model.parameters(), value=1.0)
             optimizer.step()
             average.update(model, step=2 * epoch + step + 1)
@@ -123,21 +123,20 @@ def test_timms_optimizer_schedule_average_and_gradient_clipping() -> None:
 
 
 def test_torchvisions_reference_loop_with_averaged_weights_and_buffers() -> None:
-    """As ``references/classification/train.py``: Nesterov, ``train()`` each epoch, an average with buffers."""
+    """As ``references/classification/train.py``: ``train()`` each epoch, an average with buffers."""
     torchvision = pytest.importorskip("torchvision")
     model = bundles.freeze(torchvision.models.mobilenet_v3_small(num_classes=3), "encoder")
     check = Check(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.3, nesterov=True)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
-    )
+    swa: Any = torch.optim.swa_utils
+    average = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(0.9), use_buffers=True)
     start = contents(average.module, frozen=True)
     for _ in range(2):
         model.train()
         for _ in range(2):
             loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 0]))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             average.update_parameters(model)
