@@ -314,8 +314,10 @@ class Registry(Mapping[str, "Bundle"]):
 
 
 def _short(uri: str) -> str:
-    """Where weights come from, at a glance: of an address on the web only the host."""
+    """Where weights come from, at a glance: of an address on the web only the host, on the Hub the repository."""
     scheme, _, address = uri.partition(":")
+    if scheme == "hf":
+        return uri.partition("#")[0].partition("@")[0]
     return f"url:{address.split('/')[2]}" if scheme == "url" and address.count("/") > 1 else uri
 
 
