@@ -71,6 +71,7 @@ class Repo:
 
     name: str
     commits: dict[str, Tree] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
@@ -123,12 +124,19 @@ class Repo:
         found = self.branches.get(revision) or self.tags.get(revision)
         return found or (revision if revision in self.commits else None)
 
+    def history(self, commit: str) -> Iterator[str]:
+        """A commit and those before it."""
+        while commit in self.commits:
+            yield commit
+            commit = self.parents[commit]
+
     def _add(self, tree: Tree, branch: str, parent: str) -> str:
         text = f"{self.name} {parent} {len(self.commits)} " + " ".join(
             f"{path} {file.etag}" for path, file in sorted(tree.items())
         )
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha] = tree
+        self.parents[sha] = parent
         self.branches[branch] = sha
         return sha
 
@@ -492,6 +500,9 @@ class _Handler(Exchange):
                 return self.json(list(_entries(tree)))
             case "refs":
                 return self._refs(repo)
+            case "commits":
+                told = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
+                return self.json([{"id": sha, **told} for sha in repo.history(commit)])
             case "preupload":
                 return self._preupload()
             case "commit":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,29 @@ def test_list_is_printed_without_importing_torch() -> None:
     code = f"{program}\ntry: main(['list'])\nexcept SystemExit: print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" not in out.split()
+
+
+@pytest.mark.parametrize("command", [["plan"], ["fetch", "--dry-run"]], ids=lambda command: command[0])
+def test_a_warning_of_ours_is_one_line_told_once(command: list[str], tmp_path: Path) -> None:
+    hub_cache = tmp_path / "hub" / "models--owner--name"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = hub_cache / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (hub_cache / "refs").mkdir()
+    (hub_cache / "refs" / "main").write_text(commit)
+    bundles.export("CREPE_TINY", tmp_path / "crepe")
+    for path in (tmp_path / "crepe").iterdir():
+        path.rename(snapshot / path.name)
+    name, *rest = command
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "BUNDLES_OFFLINE": "1"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("bundles"), name, "hf:owner/name", *rest],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = f"bundles: hf:owner/name means hf:owner/name@{commit} now and may mean something else tomorrow.\n"
+    assert done.stderr.count(told) == 1
+    assert "Warning" not in done.stderr

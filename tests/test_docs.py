@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -31,8 +32,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.mark.usefixtures("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _go_to_a_copy(tmp_path, monkeypatch)
     names: dict[str, object] = {"__name__": "readme"}
     found = blocks(page, "python")
     assert found
@@ -40,14 +41,23 @@ def test_python_blocks_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch)
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_console_blocks_of_the_readme_run(tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")  # what they write shall not lie in the checkout
+def _go_to_a_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What examples write shall not lie in the checkout."""
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for entry in ROOT.iterdir():
+        if entry.name != "configs":
+            (folder / entry.name).symlink_to(entry)
+    monkeypatch.chdir(folder)
+
+
+def test_console_blocks_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _go_to_a_copy(tmp_path, monkeypatch)
     lines = [line for block in blocks(ROOT / "README.md", "console") for line in block.splitlines()]
     assert len(lines) >= 3
     for line in lines:
         program, *arguments = shlex.split(line.removeprefix("$ "))
         path = Path(sys.executable).with_name(program)
-        done = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 

@@ -320,6 +320,13 @@ def test_every_policy_that_has_a_word_is_kept(policy: str, tmp_path: Path) -> No
 # --- whole or not at all --------------------------------------------------------------------------
 
 
+def test_a_default_policy_that_the_model_has_no_blocks_for_is_refused(tmp_path: Path) -> None:
+    to = str(tmp_path / "out")
+    with pytest.raises(bundles.FreezeArgumentError, match="needs 77 blocks and the model has 6"):
+        group(["export", "CREPE_TINY", "--to", to, "--freeze", "last:77"], standalone_mode=False)
+    assert not os.path.exists(to)
+
+
 def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"is not empty: name another one, or .*--force"):
@@ -463,6 +470,18 @@ def test_a_broken_card_is_not_pushed(hub: Hub, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["push", str(tmp_path), "me/crepe"])
     assert "is not a builder" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("switch", ["BUNDLES_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_nothing_is_pushed_and_nobody_asked(
+    switch: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv(switch, "1")
+    with pytest.raises(SystemExit):
+        main(["push", "CREPE_TINY", "me/crepe"])
+    assert "Nothing is uploaded while BUNDLES_OFFLINE" in capsys.readouterr().err
     assert hub.requests == []
 
 

@@ -17,6 +17,7 @@ from bundles.errors import (
     OfflineError,
     SourceAccessError,
     SourceNotFoundError,
+    UnpinnedSourceWarning,
 )
 from bundles.sources.fetch import fetch
 from bundles.sources.hub import upload_folder
@@ -72,12 +73,42 @@ def test_offline_the_kept_listing_answers_and_else_what_is_in_the_clients_cache(
     assert len(hub.requests) == 1
 
 
+@pytest.mark.parametrize("address", ["owner/name", "owner/name@main"])
+def test_offline_a_branch_is_what_it_was_when_it_was_last_asked_for(
+    address: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo, first = filled(hub)
+    with pytest.warns(UnpinnedSourceWarning, match="names no commit"):
+        fetch(at("main", "config.json"), options=RAPID)  # the client notes what main is
+    assert (repository_folder("owner/name") / "refs" / "main").read_text() == first
+    second = repo.commit({"more.txt": b"x"})
+    assert repository(parse_hub(address), options=RAPID).address.commit == second
+    monkeypatch.setenv("BUNDLES_OFFLINE", "1")
+    found = repository(parse_hub(address), options=RAPID)
+    assert (found.address.commit, found.is_complete) == (second, True)
+    assert "more.txt" in found.files
+
+
 def test_a_hub_that_fails_leaves_what_is_in_the_clients_cache(hub: Hub) -> None:
     _, commit = filled(hub)
     fetch(at(commit, "config.json"), options=RAPID)
     hub.fault("status", on="api")
     assert not repository(parse_hub(f"owner/name@{commit}"), options=RAPID).is_complete
     assert [request.kind for request in hub.requests].count("api") == 4
+
+
+def test_an_endpoint_that_is_no_address_is_named_and_not_tried_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+    _, commit = filled(hub)
+    for ask in (
+        lambda: repository(parse_hub("owner/name")),
+        lambda: fetch(at(commit, data=DATA)),
+        lambda: upload_folder("owner/name", Path("."), message="First", private=True),
+    ):
+        with pytest.raises(SourceAccessError, match=r"^HF_ENDPOINT='huggingface\.co' is no address of a Hub"):
+            ask()
 
 
 @pytest.mark.parametrize("how", [{"name": "status"}, {"name": "drop"}, {"name": "bad_json"}], ids=str)
@@ -265,7 +296,7 @@ def test_an_upload_to_a_hub_that_fails_is_an_error_of_ours(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.fault("status", on="upload", code=500)
-    with pytest.raises(DownloadError, match="HTTP 500"):
+    with pytest.raises(DownloadError, match=r"cannot be put on hf:owner/new \(.*HTTP 500\): try again"):
         upload_folder("owner/new", folder, message="First", private=True)
 
 

@@ -712,6 +712,36 @@ def test_a_card_on_the_hub_names_nothing_that_it_must_not(
     assert caught.value.problems[0].startswith(f"{address}#bundle.toml")
 
 
+@pytest.mark.parametrize(
+    ("alternate", "words"),
+    [
+        ("file:/etc/hostname", "leaves the card's folder"),
+        ("file:../../weights", "leaves the card's folder"),
+        ("file:weights/none", r"MINE\.weights\.alternates names 'weights/none', which is not in"),
+        ("url:http://example.org/x", r"MINE\.weights\.alternates .*is read by anybody on the way"),
+    ],
+)
+def test_other_addresses_in_a_card_on_the_hub_are_held_to_the_same(
+    hub: Hub, carded: Path, alternate: str, words: str
+) -> None:
+    digest = sha256_of(carded / "weights" / "crepe.safetensors")
+    more = f'weights.sha256 = "{digest}"\nweights.alternates = ["{alternate}"]\n'
+    (carded / "bundle.toml").write_text(CARD + more)
+    address = published(hub, carded)
+    with pytest.raises(bundles.CardError, match=words):
+        bundles.get_bundle(address)
+
+
+def test_other_addresses_in_a_card_on_the_hub_are_at_its_commit(hub: Hub, carded: Path) -> None:
+    digest = sha256_of(carded / "weights" / "crepe.safetensors")
+    others = '["hf:owner/name#bundle.toml", "url:https://example.org/x"]'
+    (carded / "bundle.toml").write_text(f'{CARD}weights.sha256 = "{digest}"\nweights.alternates = {others}\n')
+    address = published(hub, carded)
+    weights = bundles.get_bundle(address).weights
+    assert weights is not None
+    assert weights.alternates == (f"{address}#bundle.toml", "url:https://example.org/x")
+
+
 def test_a_small_file_needs_its_digest_in_the_card(hub: Hub, carded: Path, crepe: nn.Module) -> None:
     address = published(hub, carded, small={"weights/crepe.safetensors"})
     with pytest.raises(bundles.CardError, match=r"weights\.sha256 is missing, and the Hub publishes none"):
@@ -739,6 +769,30 @@ def test_the_command_line_takes_addresses(carded: Path, command: str) -> None:
     assert command == "show" or f"bundles.get_bundle('file:{carded}').get_model(" in done.stderr
     with pytest.raises(bundles.SourceNotFoundError, match="check the path"):
         group([command, f"file:{carded}/nowhere"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("google/vit", r"type bundles\.get_bundle\('hf:google/vit'\)"),
+        ("https://huggingface.co/google/vit", r"type bundles\.get_bundle\('hf:google/vit'\)"),
+        ("HF://google/vit/", r"type bundles\.get_bundle\('hf:google/vit'\)"),
+        (" hf:google/vit", r"type bundles\.get_bundle\('hf:google/vit'\)"),
+        ("./nowhere", "nor is there such a folder: check the path"),
+        ("/nowhere/at/all", "nor is there such a folder: check the path"),
+        (Path("models/vit"), "a name is text: give 'file:models/vit'"),
+        (None, "a name is text, as 'CREPE_TINY'"),
+    ],
+)
+def test_what_is_no_name_is_told_what_to_type(name: Any, words: str) -> None:
+    with pytest.raises(bundles.UnknownBundleError, match=words) as caught:
+        bundles.get_bundle(name)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_an_address_without_an_owner_shows_the_form_of_one() -> None:
+    with pytest.raises(bundles.PinError, match=r"does not read 'hf:owner/repo@commit'\.$"):
+        bundles.get_bundle("hf:gpt2")
 
 
 def test_a_name_that_is_none() -> None:

@@ -144,3 +144,42 @@ def test_torchvisions_reference_loop_with_averaged_weights_and_buffers() -> None
     check.holds()
     moved = [name for name, before in start.items() if contents(average.module, frozen=True)[name] != before]
     assert moved == []
+
+
+def test_a_new_head_tells_transformers_how_many_labels_there_are(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
+    bundle = bundles.get_bundle(f"file:{tmp_path / 'base'}")
+    model: Any = bundle.get_model(head=lambda size: nn.Linear(size, 7), freeze=True)
+    tokens = torch.randint(5, 60, (3, 6))
+    model(tokens, labels=torch.tensor([0, 6, 3])).loss.backward()
+    model.save_pretrained(tmp_path / "tuned")
+    again: Any = bundles.get_bundle(f"file:{tmp_path / 'tuned'}").get_model(freeze=True)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    assert again.config.num_labels == 7
+
+
+def test_a_new_ctc_head_sets_the_vocabulary(tmp_path: Path) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    config = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(tmp_path / "base")
+    bundle = bundles.get_bundle(f"file:{tmp_path / 'base'}")
+    model: Any = bundle.get_model(head=lambda size: nn.Linear(size, 50), freeze=True)
+    loss = model(torch.randn(2, 800), labels=torch.tensor([[1, 49], [2, 3]])).loss
+    assert loss.isfinite()
+    assert model.config.vocab_size == 50

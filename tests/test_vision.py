@@ -496,3 +496,16 @@ def test_eight_digits_elsewhere_say_nothing(
     isolate(tmp_path, monkeypatch)
     with Loopback(DATA) as server:
         assert fetch(WeightSource(server.uri("net-20240131.pth")), options=QUICK).read_bytes() == DATA
+
+
+def test_the_page_counts_the_pinned_cards_right() -> None:
+    page = " ".join((Path(__file__).parent.parent / "docs" / "vision.md").read_text().split())
+    made = [bundles.get_bundle(name) for name in bundles.list_bundles(modality="vision")]
+    weights = {
+        builder: [bundle.weights for bundle in made if bundle.builder == builder and bundle.weights]
+        for builder in ("torchvision", "timm")
+    }
+    whole = sum(source.sha256 is not None for source in weights["torchvision"])
+    assert f"{whole} of {len(weights['torchvision'])} cards have the whole digest" in page
+    pinned = sum(source.sha256 is not None and "@" in source.uri for source in weights["timm"])
+    assert f"{pinned} of {len(weights['timm'])} with commit and digest" in page

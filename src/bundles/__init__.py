@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bundles.assemble.provision import fetch as fetch
     from bundles.builders.head import EncoderWithHead as EncoderWithHead
     from bundles.builders.load import LoadReport as LoadReport
+    from bundles.delta.load import load_delta as load_delta
+    from bundles.delta.save import save_delta as save_delta
     from bundles.errors import BuildArgumentError as BuildArgumentError
     from bundles.errors import BuildError as BuildError
     from bundles.errors import BundlesError as BundlesError
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from bundles.errors import VersionMismatchWarning as VersionMismatchWarning
     from bundles.errors import WeightsError as WeightsError
     from bundles.errors import WeightsFileError as WeightsFileError
+    from bundles.experiment.config import from_config as from_config
+    from bundles.experiment.load import load_experiment as load_experiment
     from bundles.freezing.api import FreezeMixin as FreezeMixin
     from bundles.freezing.api import freeze as freeze
     from bundles.freezing.api import freeze_plan as freeze_plan
@@ -131,6 +135,8 @@ _HOMES = {
     "WeightsFileError": "bundles.errors",
     "UnsafeWeightsError": "bundles.errors",
     "StateDictMismatchError": "bundles.errors",
+    "load_delta": "bundles.delta.load",
+    "save_delta": "bundles.delta.save",
     "BuildArgumentError": "bundles.errors",
     "BuildError": "bundles.errors",
     "MissingDependencyError": "bundles.errors",
@@ -150,6 +156,8 @@ _HOMES = {
     "NothingTrainableWarning": "bundles.errors",
     "UnpinnedSourceWarning": "bundles.errors",
     "VersionMismatchWarning": "bundles.errors",
+    "from_config": "bundles.experiment.config",
+    "load_experiment": "bundles.experiment.load",
     "FreezeMixin": "bundles.freezing.api",
     "freeze": "bundles.freezing.api",
     "freeze_plan": "bundles.freezing.api",

@@ -187,11 +187,20 @@ class CacheError(BundlesError, OSError):
 
 
 class PinError(BundlesError, ValueError):
-    """A pin or lock is malformed."""
+    """A pin, lock or experiment file is malformed; ``problems`` holds one line each."""
+
+    problems: tuple[str, ...] = ()
 
 
 class PinMismatchError(BundlesError, ValueError):
-    """What is pinned and what is there differ."""
+    """What is pinned and what is there differ: ``locked`` and ``found``, where it is one value.
+
+    ``moved`` says what became of each parameter that is frozen in one of them only.
+    """
+
+    locked: Any = None
+    found: Any = None
+    moved: tuple[str, ...] = ()
 
 
 class DeltaBaseError(BundlesError, ValueError):

@@ -67,13 +67,21 @@ def _settled(card: Mapping[str, Any], place: Place) -> dict[str, Any]:
 
 
 def _at_commit(table: dict[str, Any], place: Place) -> dict[str, Any]:
+    if "alternates" in table:
+        table = {**table, "alternates": [_own_uri(uri, place) for uri in table["alternates"]]}
     path = _own_path(table["source"], place)
     if path is None:
         return table
     listed = place.files.get(path)
     known = {"sha256": listed.sha256, "size": listed.size} if listed else {}
     known = {key: value for key, value in known.items() if value is not None}
-    return {**known, **table, "source": f"{place.address}#{path}"}
+    return {**known, **table, "source": _own_uri(table["source"], place)}
+
+
+def _own_uri(source: str, place: Place) -> str:
+    """The address of a file, at the card's own commit where it is of the same repository."""
+    path = _own_path(source, place)
+    return source if path is None else f"{place.address}#{path}"
 
 
 def _own_path(source: str, place: Place) -> str | None:
@@ -92,12 +100,22 @@ def _hub_problems(card: Mapping[str, Any], place: Place) -> Iterator[str]:
     for name, table in _tables(card):
         key, source = name.encode("unicode_escape").decode()[:99], table["source"]
         own = source.startswith(f"{place.address}#")
-        if own and source.partition("#")[2] not in place.files:
-            yield f"{key}.source names {shown(source.partition('#')[2])}, which is not in {place.address}"
-        elif source.startswith("url:http:") and not is_loopback(source[len("url:") :]):
-            yield f"{key}.source {shown(source)} is read by anybody on the way: give an https:// address"
+        if problem := _address_problem(source, place):
+            yield f"{key}.source {problem}"
         elif "sha256" not in table and not source.startswith("package:") and (place.is_complete or not own):
             yield f"{key}.sha256 is missing, and the Hub publishes none: type `bundles check --write`"
+        for other in table.get("alternates", ()):
+            if problem := _address_problem(other, place):
+                yield f"{key}.alternates {problem}"
+
+
+def _address_problem(source: str, place: Place) -> str | None:
+    path = source.removeprefix(f"{place.address}#")
+    if path != source and path not in place.files:
+        return f"names {shown(path)}, which is not in {place.address}"
+    if source.startswith("url:http:") and not is_loopback(source[len("url:") :]):
+        return f"{shown(source)} is read by anybody on the way: give an https:// address"
+    return None
 
 
 def _sharded(weights: WeightSource, place: Place) -> WeightSource:

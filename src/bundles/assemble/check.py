@@ -112,12 +112,21 @@ def _check_model(bundle: Bundle, card: Card, check: CardCheck) -> Iterator[Probl
 
 
 def _check_policy(bundle: Bundle, draft: Draft) -> Iterator[Problem]:
+    try:
+        check_policy(bundle, draft)
+    except BundlesError as error:
+        yield ("freeze",), _sentence(error)
+
+
+def check_policy(bundle: Bundle, draft: Draft) -> None:
+    """Raise what ``freeze=True`` would raise; a policy that asks what fits a machine is left to that machine.
+
+    Raises:
+        FreezeError: the bundle's default policy or mode is none for its model.
+    """
     request = read_request(bundle, True, None)
     if not request[0].unsettled:
-        try:
-            plan_draft(draft, request, pretrained=True)
-        except BundlesError as error:
-            yield ("freeze",), _sentence(error)
+        plan_draft(draft, request, pretrained=True)
 
 
 def _idle(bundle: Bundle, model: nn.Module) -> Iterator[Problem]:

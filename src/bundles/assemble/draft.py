@@ -74,6 +74,10 @@ def build_draft(
     slot = own if bundle.head_slot else None
     model = attach_head(build(bundle, parameters=parameters), slot, made)
     if slot:
+        if bundle.builder == "transformers":
+            from bundles.builders.transformers.labels import relabel
+
+            relabel(model, made)
         return _draft(model, bundle.rules, bundle.prefix, fresh=slot, replaced=slot)
     rules = _rules_with_head(prefixed_rules(bundle.rules, ENCODER), model)
     return _draft(model, rules, ENCODER + bundle.prefix, fresh="head", replaced=own and ENCODER + own)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from bundles.assemble.check import check_policy
 from bundles.assemble.describe import Card, card_of, plain_name
 from bundles.assemble.draft import build_draft
 from bundles.assemble.model import get_model
@@ -63,6 +64,7 @@ def export(
     Raises:
         FileExistsError: the folder is not empty.
         CardError: a card cannot describe the bundle, or have that name.
+        FreezeError: its default policy or mode is none for its model.
         StateDictMismatchError: the model is not one that the bundle builds.
         CacheError: the folder cannot be written.
         SourceError, WeightsError, BuildError: the pretrained model cannot be had.
@@ -82,7 +84,9 @@ def export(
     title = plain_name(bundle.name) if name is None else name
     if problem := name_problem(title):
         raise CardError(f"The name {title!r} {problem}.", problems=(problem,))
-    draft = build_draft(bundle, None, "meta").model
+    drafted = build_draft(bundle, None, "meta")
+    check_policy(bundle, drafted)
+    draft = drafted.model
     card = card_of(bundle, layer_groups(draft))
     model = get_model(bundle) if model is None else inside(model)
     tensors = _tensors(bundle, model, draft)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundles.assemble.lookup import get_bundle, is_repository
-from bundles.assemble.request import Freeze, merge_request
+from bundles.assemble.request import Freeze, merge_request, settled_of
 from bundles.assemble.weights import read_names, read_weights
 from bundles.errors import BuildError, StateDictMismatchError, WeightsFileError
 from bundles.spec.bundle import Bundle
@@ -126,7 +126,7 @@ def _weights_of(
     if isinstance(bundle_or_file, Bundle):
         if bundle_or_file.weights is None:
             raise BuildError(f"The bundle {bundle_or_file.name} has no weights to load.")
-        return bundle_or_file.weights, bundle_or_file
+        return settled_of(bundle_or_file).weights or bundle_or_file.weights, bundle_or_file
     if not isinstance(bundle_or_file, str | os.PathLike):
         raise WeightsFileError(
             f"A {type(bundle_or_file).__name__} is no weight source: give a bundle, its name, or a path."

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from bundles.assemble.built import remember
 from bundles.assemble.draft import Draft, build_draft
 from bundles.assemble.planning import plan_draft
-from bundles.assemble.request import Freeze, bundle_of, read_request, with_options, with_upstream
+from bundles.assemble.request import (
+    Freeze,
+    bundle_of,
+    locked_of,
+    read_request,
+    settled_of,
+    with_options,
+    with_upstream,
+)
 from bundles.assemble.storage import check_frozen_dtype, keep_lowered, lowered_dtypes
 from bundles.assemble.weights import read_names, read_weights
 from bundles.errors import BuildError
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bundles.assemble.locked import Locked
     from bundles.spec.fit import Fit
 
 
@@ -37,12 +48,13 @@ def get_model(
     dtype: torch.dtype | None = None,
     frozen_dtype: torch.dtype | None = None,
     dl_kwargs: Mapping[str, Any] | None = None,
+    lock: str | os.PathLike[str] | Locked | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a bundle's model, load its weights, freeze it, and return it in ``eval()``.
 
     Args:
-        bundle: a bundle, or the name of one.
+        bundle: a bundle, the name of one, or the one-line pin of one (:meth:`bundles.Bundle.pin`).
         freeze: ``False``; ``True`` for the bundle's default policy; a policy or its string.
         freeze_mode: a preset or ``FreezeMode``; the bundle's default without it.
         pretrained: whether weights are loaded; else they are initialised at random.
@@ -56,6 +68,9 @@ def get_model(
             cast at each call: weights and biases of torch's linear and convolutional layers. The model is
             to be called under ``torch.autocast``; what is thawed becomes float32 again.
         dl_kwargs: torchaudio's, deprecated; what they come to here is in the warning.
+        lock: the path of a lock that pins this bundle, see ``bundles lock``. Its bytes are loaded, and what
+            the call does not say (``freeze``, ``freeze_mode``, ``head``, ``dtype``) is as it was locked;
+            ``freeze=False`` says nothing. What the call does say has to come to what was locked.
         options: what this bundle's builder takes besides: ``normalize=`` of speech encoders that
             normalise waveforms (``"batch"`` as upstream, ``"per_utterance"``), ``with_star=`` of MMS_FA;
             of torchtext's bundles also ``freeze_encoder=``, ``freeze_model=`` and ``load_weights=``, which
@@ -67,16 +82,21 @@ def get_model(
             cannot be met; nothing was fetched.
         BuildArgumentError: an option is none of this bundle's.
         MissingDependencyError, BuildError: the module cannot be constructed.
+        PinError: the lock is malformed.
+        PinMismatchError: the card, the bytes, or what would be frozen is not what was pinned.
         SourceError, CacheError, WeightsError: the weights cannot be had, or do not fit.
 
     >>> model = get_model("CREPE_TINY", freeze=True).train()
     >>> model.conv1_BN.training, model.classifier.training
     (False, True)
     """
-    bundle = bundle_of(bundle)
+    bundle, locked = locked_of(bundle, lock)
     freeze, pretrained, options = with_upstream(bundle, freeze, pretrained, options)
-    bundle = with_options(bundle, options)
+    bundle = with_options(settled_of(bundle) if pretrained else bundle, options)
     progress = wants_progress(dl_kwargs)
+    if locked is not None:
+        freeze, freeze_mode, head, dtype = locked.request(freeze, freeze_mode, head, dtype)
+        locked.check_versions(bundle)
     request = read_request(bundle, freeze, freeze_mode)
     if frozen_dtype is not None:
         check_frozen_dtype(frozen_dtype, freeze, dtype)
@@ -89,12 +109,15 @@ def get_model(
         bundle, head, "meta" if hollow else "empty" if pretrained and bundle.weights else "initialised"
     )
     plan = None if request[0] == Nothing() else plan_draft(draft, request, pretrained=pretrained)
+    if locked is not None:
+        locked.check(bundle, draft.model, plan, pretrained=pretrained)
     lowered = lowered_dtypes(draft.model, plan, frozen_dtype)
     if pretrained:
         _load(draft, bundle, plan.trained if plan else (), lowered, progress)
     is_there = hollow and any(parameter.is_meta for parameter in draft.model.parameters())
     keep_lowered(draft.model, lowered)
     model = _finish(draft, plan, pretrained, None if is_there else device, dtype)
+    remember(model, bundle, options, pretrained=pretrained, has_head=head is not None)
     return model.eval()
 
 

@@ -29,6 +29,7 @@ from bundles.sources.fetch import fetch as fetch_source
 from bundles.sources.verify import stamped_sha256
 from bundles.spec.bundle import Bundle
 from bundles.spec.formats import CONVERTER, is_pickle_name
+from bundles.spec.pin import split_pin
 from bundles.spec.source import WeightSource
 
 _PIECE = 8 << 20
@@ -90,20 +91,26 @@ def fetch_each(
     names: Iterable[str], *, to: str | os.PathLike[str] | None = None, progress: bool = True
 ) -> Iterator[Item]:
     """Yield what :func:`fetch` returns, each file as soon as it is there."""
-    folder = None if to is None else Path(to).expanduser().absolute()
+    yield from fetch_items(items_of(names, progress=progress), to=to, progress=progress)
+    if to is not None:
+        for name in names:
+            keep_listing(name, _folder(to))
+
+
+def fetch_items(
+    items: Iterable[Item], *, to: str | os.PathLike[str] | None = None, progress: bool = True
+) -> Iterator[Item]:
+    """Yield files as soon as each is there; with ``to`` also in that folder."""
+    folder = None if to is None else _folder(to)
     if folder is not None:
         _sweep(folder)
-    for item in items_of(names, progress=progress):
+    for item in items:
         path = fetch_source(item.source, progress=progress)
         made = fetch_weights(item.source, progress=progress) if _is_pickled(item) else None
         done = replace(item, path=path, converted=made)
         if folder is not None:
             _keep(done, folder)
         yield done
-    if folder is not None:
-        for name in names:
-            if name.startswith("hf:"):
-                _keep_listing(name, folder)
 
 
 def expand(names: str | Iterable[str]) -> list[str]:
@@ -147,7 +154,7 @@ def _with_others(bundle: Bundle) -> Iterator[Bundle]:
 
 def _items(name: str, bundle: Bundle, progress: bool) -> Iterator[Item]:
     if is_repository(name):
-        yield Item(name, "card", _described_by(name))
+        yield Item(name, "card", _described_by(bundle.name))
     if (weights := bundle.weights) is not None:
         yield Item(bundle.name, "weights", weights)
         if weights.is_index:
@@ -204,10 +211,21 @@ def _keep(item: Item, folder: Path) -> None:
         _write(folder, f"{place}.json", json.dumps({"sha256": made, "size": item.converted.stat().st_size}))
 
 
-def _keep_listing(address: str, folder: Path) -> None:
-    """Put what the Hub says of a repository into a folder, as it was kept when it was asked for."""
+def _folder(to: str | os.PathLike[str]) -> Path:
+    return Path(to).expanduser().absolute()
+
+
+def keep_listing(address: str, folder: Path) -> None:
+    """Put what the Hub says of a repository into a folder, as it was kept when it was asked for.
+
+    What is not the address of a repository has no listing.
+    """
     from bundles.assemble.places import open_place
 
+    if not address.startswith("hf:"):
+        return
+    parts = split_pin(address)
+    address = parts[0] if parts else address
     place = open_place(address).address
     name = f"listings/{cache.key(place)}.json"
     if (kept := cache.find(name)) is None:

@@ -47,7 +47,11 @@ def read_repository(address: str) -> Bundle:
         MissingDependencyError: its library is not installed.
         PinError, SourceError, CacheError: it cannot be read.
     """
-    place = open_place(address)
+    return read_place(open_place(address))
+
+
+def read_place(place: Place) -> Bundle:
+    """Return the bundle that a repository or folder holds, of which the files are known."""
     if CARD in place.files:
         from bundles.assemble.carried import read_carried
 

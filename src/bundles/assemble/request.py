@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bundles.assemble.lookup import get_bundle
 from bundles.errors import BuildArgumentError, FreezeArgumentError, RegistryError
@@ -14,8 +15,21 @@ from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.policy import FreezePolicy, Nothing, parse_policy
 from bundles.spec.upstream import from_torchtext
 
+if TYPE_CHECKING:
+    from bundles.assemble.locked import Locked
+
 Freeze = bool | str | FreezePolicy
-ARGUMENTS = ("freeze", "freeze_mode", "pretrained", "head", "device", "dtype", "frozen_dtype", "dl_kwargs")
+ARGUMENTS = (
+    "freeze",
+    "freeze_mode",
+    "pretrained",
+    "head",
+    "device",
+    "dtype",
+    "frozen_dtype",
+    "dl_kwargs",
+    "lock",
+)
 
 
 def bundle_of(bundle: Bundle | str) -> Bundle:
@@ -25,6 +39,36 @@ def bundle_of(bundle: Bundle | str) -> Bundle:
     if isinstance(bundle, str):
         return get_bundle(bundle)
     raise RegistryError(f"A {type(bundle).__name__} is neither a Bundle nor the name of one.")
+
+
+def locked_of(
+    bundle: Bundle | str, lock: str | os.PathLike[str] | Locked | None
+) -> tuple[Bundle, Locked | None]:
+    """Return the bundle, and the entry of a lock that pins it.
+
+    Raises:
+        PinError: the lock is malformed.
+        PinMismatchError: it does not pin the bundle, or another state of it.
+    """
+    if lock is None:
+        return bundle_of(bundle), None
+    from bundles.assemble.locked import Locked, find_locked
+
+    found = lock if isinstance(lock, Locked) else find_locked(bundle, lock)
+    return found.bundle(bundle), found
+
+
+def settled_of(bundle: Bundle) -> Bundle:
+    """Return a bundle whose pin string has been compared, which takes its files where no card knows them.
+
+    Raises:
+        PinMismatchError: it is another one than was pinned.
+    """
+    if bundle.pinned is None:
+        return bundle
+    from bundles.assemble.pinned import check_pinned
+
+    return check_pinned(bundle, bundle.pinned)
 
 
 def with_upstream(

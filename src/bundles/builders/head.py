@@ -121,6 +121,13 @@ def fits_slot(head: nn.Module) -> bool:
     return not (takes_lengths(head) or uses_layers(head))
 
 
+def head_by_recipe(recipe: Mapping[str, Any]) -> Callable[[int], nn.Module]:
+    """Return what makes the head of a recipe, see :mod:`bundles.heads.recipes`, for a number of features."""
+    from bundles.heads import recipes
+
+    return lambda in_features: recipes.make_head(recipe, in_features)
+
+
 def make_head(bundle: Bundle, head: Head) -> nn.Module:
     """Return the head as a module, made for the size of the bundle's features, and trainable.
 

@@ -86,3 +86,13 @@ def _read(path: Path, *, copy: bool) -> dict[str, torch.Tensor]:
             f"The safetensors file {path} is damaged, truncated or holds a type that torch "
             f"{torch.__version__} lacks: {error}. Get it again."
         ) from error
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """Return torch's dtype of a name, ``None`` where it has none.
+
+    >>> dtype_named("float16")
+    torch.float16
+    """
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else None

@@ -23,7 +23,7 @@ def command(names: tuple[str, ...], to: str | None, dry_run: bool) -> None:
     wanted = expand(names)
     total, count, unknown = 0, 0, 0
     for item in items_of(wanted, progress=True) if dry_run else fetch_each(wanted, to=to):
-        click.echo(_line(item))
+        click.echo(line_of(item))
         total, count, unknown = total + (item.size or 0), count + 1, unknown + (item.size is None)
     more = f" and {unknown} of unknown size" if unknown else ""
     click.echo(f"{count} files, {readable(total)}{more}")
@@ -31,7 +31,8 @@ def command(names: tuple[str, ...], to: str | None, dry_run: bool) -> None:
         click.echo(f"There, with no network: BUNDLES_OFFLINE=1 BUNDLES_SHARED_CACHE={to}", err=True)
 
 
-def _line(item: Item) -> str:
+def line_of(item: Item) -> str:
+    """Return a fetched file as a line: bundle, role, address, size."""
     size = "size unknown" if item.size is None else readable(item.size)
     at_home = item.source.scheme in ("file", "package")
     note = ", converted" if item.converted else ""

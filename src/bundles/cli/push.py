@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from bundles.assemble.export import CARD, export
-from bundles.errors import CardError, PinError
+from bundles.errors import CardError, OfflineError, PinError
 from bundles.registry.cards import read_card_file
+from bundles.sources.fetch import is_offline
 from bundles.sources.hub import upload_folder
 from bundles.spec.hub import parse_hub
 from bundles.spec.values import shown
@@ -29,6 +30,10 @@ def command(name_or_folder: str, repo: str, private: bool, message: str) -> None
     address = parse_hub(repo)
     if address.revision or address.path:
         raise PinError(f"The repository {shown(repo)} is not of the form owner/name.")
+    if is_offline():
+        raise OfflineError(
+            "Nothing is uploaded while BUNDLES_OFFLINE or HF_HUB_OFFLINE is set: unset it first."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(name_or_folder)
         if os.path.isfile(folder / CARD):

@@ -251,9 +251,10 @@ def _way_out(model: nn.Module, plan: FreezePlan) -> str:
                 f"{' and '.join(row.tied)} are one tensor, frozen under every name: freeze less, as in "
                 f"'last:1', or say that this is meant (mode 'features')."
             )
+    less = "last:1" if plan.policy == repr(Encoder()) else "encoder"
     return (
-        "give the model a head (get_model(head=...)), freeze less (freeze='encoder'), or say that this is "
-        "meant (mode 'features')."
+        f"give the model a head (get_model(head=...)), freeze less (freeze={less!r}), or say that this is "
+        f"meant (mode 'features')."
     )
 
 

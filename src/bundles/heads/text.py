@@ -60,7 +60,8 @@ class TextClassifier(nn.Module):
         if features.ndim != 3:
             raise HeadError(
                 f"TextClassifier was given features of shape {list(features.shape)} and takes [batch, "
-                f"tokens, dim], of which it uses the first token."
+                f"tokens, dim], of which it uses the first token: for one vector per item take "
+                f"torch.nn.Linear({self.in_features}, classes)."
             )
         first = self.dropout(features[:, 0].to(self.dense.weight.dtype))
         logits: Tensor = self.out_proj(self.dropout(self.activation(self.dense(first))))

@@ -133,10 +133,16 @@ def to_bundle(name: str, card: Mapping[str, Any], origin: str, folder: str | Non
 
 
 def _source(entries: Mapping[str, Any], folder: str) -> WeightSource:
-    source: str = entries["source"]
-    if source.startswith("file:"):
-        source = "file:" + os.path.join(folder, source[len("file:") :])
-    return WeightSource(source, entries.get("sha256"), entries.get("size"), entries.get("shards", {}))
+    source, *alternates = (
+        _beside(uri, folder) for uri in (entries["source"], *entries.get("alternates", ()))
+    )
+    facts = entries.get("sha256"), entries.get("size"), entries.get("shards", {})
+    return WeightSource(source, *facts, alternates=tuple(alternates))
+
+
+def _beside(uri: str, folder: str) -> str:
+    """An address, of a file on this machine from the card's folder on."""
+    return "file:" + os.path.join(folder, uri[len("file:") :]) if uri.startswith("file:") else uri
 
 
 def _inherited(table: Any) -> list[Path]:
@@ -186,8 +192,10 @@ def _paths_outside(card: Card) -> Iterator[Problem]:
     places: dict[tuple[str, ...], Any] = {("weights",): card.get("weights")}
     places |= {("assets", key): asset for key, asset in assets.items()} if isinstance(assets, dict) else {}
     for path, entries in places.items():
-        if isinstance(entries, dict) and _leaves_folder(entries.get("source")):
-            yield (*path, "source"), "leaves the card's folder; a card names files beside or below itself"
+        for key in ("source", "alternates") if isinstance(entries, dict) else ():
+            given = entries.get(key)
+            if any(map(_leaves_folder, given if isinstance(given, list) else [given])):
+                yield (*path, key), "leaves the card's folder; a card names files beside or below itself"
 
 
 def _leaves_folder(source: Any) -> bool:

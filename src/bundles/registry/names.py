@@ -45,3 +45,25 @@ def merged(names: Iterable[str], order: list[str]) -> list[str]:
     for name in rest:
         insort(result, name, key=natural_key)
     return result
+
+
+def instead_of(name: object) -> str | None:
+    """Return what to type in the place of what cannot be the name of a bundle; ``None`` where it can.
+
+    >>> instead_of("https://huggingface.co/google/vit-base-patch16-224")
+    "for that repository of the Hugging Face Hub, type bundles.get_bundle('hf:google/vit-base-patch16-224')"
+    """
+    import os
+    import re
+
+    from bundles.spec.hub import hub_problem
+
+    if not isinstance(name, str):
+        what = f": give 'file:{name}'" if isinstance(name, os.PathLike) else ", as 'CREPE_TINY'"
+        return f"a name is text{what}"
+    repo = re.sub(r"^(https?://(huggingface\.co|hf\.co)/|(?i:hf):(//)?)", "", name.strip()).rstrip("/")
+    if "/" in repo and not hub_problem(repo):
+        return f"for that repository of the Hugging Face Hub, type bundles.get_bundle('hf:{repo}')"
+    if name.startswith(("/", "./", "../", "~/")):
+        return "nor is there such a folder: check the path, or type 'file:DIR'"
+    return None

@@ -11,7 +11,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from bundles.errors import CardError, DuplicateBundleError, RegistryError, UnknownBundleError
-from bundles.registry.names import merged, name_problem
+from bundles.registry.names import instead_of, merged, name_problem
 from bundles.registry.shelf import Shelf, facts_of, taken_message
 
 if TYPE_CHECKING:
@@ -281,16 +281,10 @@ class Registry(Mapping[str, "Bundle"]):
         if name in self._broken:
             lines = self._broken[name]
             return CardError(f"The card of {name} is broken:\n" + "\n".join(lines), problems=tuple(lines))
-        from bundles.spec.hub import hub_problem
         from bundles.spec.suggest import closest
 
-        if isinstance(name, str) and "/" in name and not hub_problem(name):
-            return UnknownBundleError(
-                f"There is no bundle {name!r}: for that repository of the Hugging Face Hub, type "
-                f"bundles.get_bundle('hf:{name}').",
-                name=name,
-                closest=(),
-            )
+        if other := instead_of(name):
+            return UnknownBundleError(f"There is no bundle {name!r}: {other}.", name=name, closest=())
         nearest = closest(str(name), self)
         meant = f"did you mean {', '.join(nearest)}? " if nearest else ""
         return UnknownBundleError(
@@ -314,7 +308,7 @@ class Registry(Mapping[str, "Bundle"]):
 
 
 def _short(uri: str) -> str:
-    """Where weights come from, at a glance: of an address on the web only the host, on the Hub the repository."""
+    """Where weights come from, at a glance: on the web only the host, on the Hub the repository."""
     scheme, _, address = uri.partition(":")
     if scheme == "hf":
         return uri.partition("#")[0].partition("@")[0]

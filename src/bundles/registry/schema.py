@@ -12,7 +12,13 @@ from bundles.spec.groups import parse_rules
 from bundles.spec.keys import key_map_problems
 from bundles.spec.mode import parse_mode
 from bundles.spec.policy import parse_policy
-from bundles.spec.source import sha256_problem, shards_problem, size_problem, uri_problem
+from bundles.spec.source import (
+    alternates_problem,
+    sha256_problem,
+    shards_problem,
+    size_problem,
+    uri_problem,
+)
 from bundles.spec.suggest import closest
 from bundles.spec.values import shown
 
@@ -111,6 +117,7 @@ def _check_source(path: tuple[str, ...], entries: Mapping[str, Any]) -> Iterator
         "sha256": sha256_problem,
         "size": size_problem,
         "shards": shards_problem,
+        "alternates": alternates_problem,
     }
     for key, value in entries.items():
         if key not in checks:
@@ -119,6 +126,8 @@ def _check_source(path: tuple[str, ...], entries: Mapping[str, Any]) -> Iterator
             yield (*path, key), problem
     if "source" not in entries:
         yield (*path, "source"), "is missing"
+    if "alternates" in entries and "sha256" not in entries:
+        yield (*path, "alternates"), "needs a sha256, without which nobody can tell other bytes from these"
 
 
 def _check_keys(keys: Mapping[str, Any], card: Mapping[str, Any]) -> Iterator[Problem]:

@@ -44,6 +44,9 @@ def fetch(
     commit, and to what the Hub calls the file; one that names a branch, a tag or nothing is asked for
     anew each time there is a network, and warns.
 
+    Where a source has alternates, they are tried in order when its own address has nothing, refuses, or
+    gives other bytes; what is on this machine, under whichever address, comes before every download.
+
     Args:
         source: address, digest and size.
         verify: ``"once"`` hashes a file again only after it changed, ``"always"`` at each call,
@@ -65,13 +68,9 @@ def fetch(
     """
     if verify == "off":
         warn(f"With verify='off' nobody knows what {source.shown} gives.", UnpinnedSourceWarning)
-    match _scheme(source):
-        case Local(locate):
-            path = locate(source)
-            check_file(path, Known(source), verify)
-            return path
-        case Remote() as remote:
-            return _fetch_remote(source, remote, verify, progress, options)
+    if source.alternates:
+        return _fetch_any(source, verify, progress, options)
+    return _fetch_from(source, verify, progress, options)
 
 
 def decide(cached: Path | None, *, offline: bool) -> Action:
@@ -85,6 +84,52 @@ def is_offline() -> bool:
     """Whether downloads are switched off, by ``BUNDLES_OFFLINE`` or ``HF_HUB_OFFLINE``."""
     names = ("BUNDLES_OFFLINE", "HF_HUB_OFFLINE")
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+def _fetch_any(source: WeightSource, verify: Verify, progress: bool, options: Options) -> Path:
+    """Return the file from the first of a source's places that gives it."""
+    places = source.places()
+    for place in places:
+        if (path := _here(place, verify)) is not None:
+            return path
+    failures: list[SourceError] = []
+    for place in places:
+        try:
+            path = _fetch_from(place, verify, progress, options)
+        except SourceError as error:
+            failures.append(error)
+            continue
+        if failures:
+            _log.warning("%s; an alternate gave the same bytes: %s", failures[0], place.shown)
+        return path
+    first, *others = failures
+    told = "; ".join(f"{place.shown}: {error}" for place, error in zip(places[1:], others, strict=True))
+    first.args = (f"{first} None of its alternates helps: {told}", *first.args[1:])
+    raise first
+
+
+def _here(source: WeightSource, verify: Verify) -> Path | None:
+    """Return the file if it is on this machine and sound."""
+    try:
+        match _scheme(source):
+            case Local(locate):
+                path = locate(source)
+                check_file(path, Known(source), verify)
+                return path
+            case Remote() as remote:
+                return _look(known(source), remote, verify)[0]
+    except SourceError:
+        return None  # it is said when the place is tried
+
+
+def _fetch_from(source: WeightSource, verify: Verify, progress: bool, options: Options) -> Path:
+    match _scheme(source):
+        case Local(locate):
+            path = locate(source)
+            check_file(path, Known(source), verify)
+            return path
+        case Remote() as remote:
+            return _fetch_remote(source, remote, verify, progress, options)
 
 
 def _scheme(source: WeightSource) -> Local | Remote:

@@ -58,8 +58,17 @@ class FileFacts:
 
 
 def endpoint() -> str:
-    """Return the address of the Hub, ``HF_ENDPOINT`` if that is set; the client reads it only once."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    """Return the address of the Hub, ``HF_ENDPOINT`` if that is set; the client reads it only once.
+
+    Raises:
+        SourceAccessError: what is set is no address, so that asking again would not help.
+    """
+    given = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not given.startswith(("https://", "http://")):
+        raise SourceAccessError(
+            f"HF_ENDPOINT={shown(given)} is no address of a Hub: give one as 'https://huggingface.co'."
+        )
+    return given.rstrip("/")
 
 
 def file_facts(address: HubAddress, timeout: float) -> FileFacts:
@@ -146,6 +155,20 @@ def repository_facts(address: HubAddress, timeout: float) -> dict[str, Any]:
         }
 
 
+def commits(address: HubAddress) -> list[str]:
+    """Return the commits of a branch, the last first; unchecked.
+
+    Raises:
+        SourceNotFoundError, SourceAccessError, OfflineError: asking again would not help.
+        DownloadError: it might.
+    """
+    with _translated(address):
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint(), library_name=_LIBRARY)
+        return [found.commit_id for found in api.list_repo_commits(address.repo, revision=address.revision)]
+
+
 def upload_folder(repo: str, folder: Path, *, message: str, private: bool) -> str:
     """Put the files of a folder into a model repository, in one commit; the repository is made if absent.
 
@@ -162,14 +185,20 @@ def upload_folder(repo: str, folder: Path, *, message: str, private: bool) -> st
         SourceAccessError: nobody is logged in, or may not write there.
         OfflineError, DownloadError: the Hub cannot be reached, or does not take it.
     """
-    address = HubAddress(repo)
-    with _translated(address):
-        from huggingface_hub import HfApi
+    try:
+        with _translated(HubAddress(repo)):
+            from huggingface_hub import HfApi
 
-        api = HfApi(endpoint=endpoint(), library_name=_LIBRARY)
-        api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
-        done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, repo_type="model")
-        return str(done.oid)
+            api = HfApi(endpoint=endpoint(), library_name=_LIBRARY)
+            api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
+            done = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=message, repo_type="model"
+            )
+            return str(done.oid)
+    except DownloadError as error:
+        raise DownloadError(
+            f"The folder {folder} cannot be put on hf:{repo} ({error}): try again."
+        ) from error
 
 
 def _bar(tell: Tell, is_stopped: Callable[[], bool]) -> type[tqdm]:
@@ -244,8 +273,8 @@ def _ours(error: BaseException, address: HubAddress) -> BundlesError:
             )
         case theirs.RepositoryNotFoundError():
             return SourceNotFoundError(
-                f"There is no repository {repo} on {where}, or it is private: check the name, or log in by "
-                f"`hf auth login` or set HF_TOKEN."
+                f"There is no repository {repo} on {where}, or it is private, so {address.uri} cannot be "
+                f"had: check the name, or log in by `hf auth login` or set HF_TOKEN."
             )
         case theirs.RevisionNotFoundError():
             return SourceNotFoundError(

@@ -104,7 +104,7 @@ def repository(address: HubAddress, *, options: Options = _DEFAULTS) -> Reposito
         DownloadError: the Hub cannot be asked, also after retries.
     """
     address = replace(address, path=None)
-    if (kept := _kept(address)) is not None:
+    if (address.commit or is_offline()) and (kept := _kept(address)) is not None:
         return kept
     if is_offline():
         return _in_cache(address) or _refuse_offline(address)
@@ -156,19 +156,18 @@ def _ask(address: HubAddress, options: Options) -> Repository:
     facts = attempts.run(lambda: hub.repository_facts(address, options.connect_timeout))
     found = _read(address, facts)
     with suppress(CacheError):
-        cache.place_text(_place(found.address), json.dumps(facts))
+        for name in {found.address, address}:  # a branch or tag: without a network it is what it was now
+            cache.place_text(_place(name), json.dumps(facts))
     return found
 
 
 def _kept(address: HubAddress) -> Repository | None:
-    """Return the listing that was kept, if the address says at which commit, or nobody can be asked."""
-    commit = cached_commit(address) if is_offline() else address.commit
-    if commit is None and not is_offline():
-        return None
-    at = replace(address, revision=commit or address.revision)  # of a branch, what `bundles fetch --to` kept
-    for folder in cache.roots():
-        with suppress(OSError, ValueError, TypeError, KeyError, BundlesError):
-            return _read(at, json.loads((folder / _place(at)).read_text(encoding="utf-8")))
+    """Return the listing that was kept: of a branch what it was when it was last asked for."""
+    by_client = replace(address, revision=cached_commit(address) or address.revision)
+    for at in dict.fromkeys((address, by_client)):
+        for folder in cache.roots():
+            with suppress(OSError, ValueError, TypeError, KeyError, BundlesError):
+                return _read(at, json.loads((folder / _place(at)).read_text(encoding="utf-8")))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ class Bundle:
             entry is an attribute of the bundle, too. ``companions`` is the kind of bundle, which says
             what methods it has beside ``get_model``: ``get_labels``, ``get_decoder``, ...
         origin: where the descriptor was defined, for people.
+        pinned: the digest of a pin string that is still to be compared, since that of a file is not known
+            before it is fetched.
 
     >>> import bundles
     >>> bundles.CREPE_TINY.sample_rate, bundles.CREPE_TINY.num_features
@@ -63,6 +66,7 @@ class Bundle:
     num_features: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=FrozenDict)
     origin: str = field(default="Python", compare=False)
+    pinned: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         normal = {
@@ -117,6 +121,7 @@ class Bundle:
         dtype: torch.dtype | None = None,
         frozen_dtype: torch.dtype | None = None,
         dl_kwargs: Mapping[str, Any] | None = None,
+        lock: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> torch.nn.Module:
         """Build the model, load its weights and freeze it; see :func:`bundles.get_model`."""
@@ -132,6 +137,7 @@ class Bundle:
             dtype=dtype,
             frozen_dtype=frozen_dtype,
             dl_kwargs=dl_kwargs,
+            lock=lock,
             **options,
         )
 
@@ -151,6 +157,25 @@ class Bundle:
         from bundles import assemble
 
         return assemble.plan(self, freeze=freeze, freeze_mode=freeze_mode, head=head)
+
+    def pin(self) -> str:
+        """Return the one-line pin of this bundle, ``NAME@sha256:...``, which stands wherever a name does.
+
+        The digest is over everything that decides the result: the card, and the digest of every file.
+        What is not known of a file is asked of the Hub, or fetched.
+
+        Raises:
+            PinError: the builder is a Python function, which nothing identifies.
+            SourceError, CacheError, WeightsError: a file's digest cannot be had.
+
+        >>> import bundles
+        >>> pin = bundles.CREPE_TINY.pin()
+        >>> bundles.get_bundle(pin).name
+        'CREPE_TINY'
+        """
+        from bundles.assemble.pins import pin
+
+        return pin(self)
 
 
 def _as_source(source: WeightSource | str | None) -> WeightSource | None:

@@ -69,7 +69,7 @@ def hub_problem(address: str) -> str | None:
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or ".." in match["repo"] or "--" in match["repo"]:
-        return "it does not read 'hf:owner/repo@commit#path/of/file'"
+        return f"it does not read 'hf:owner/repo@commit{'#path/of/file' if '#' in address else ''}'"
     return _revision_problem(match["revision"]) or path_problem(match["path"])
 
 

@@ -9,7 +9,7 @@ from bundles.errors import FreezeArgumentError
 from bundles.spec.suggest import accepted
 from bundles.spec.values import shown
 
-_AXES = {
+AXES = {
     "noise": ("off", "follow", "on"),
     "stats": ("hold", "follow"),
     "structure": ("off", "follow"),
@@ -44,8 +44,8 @@ class FreezeMode:
     def __post_init__(self) -> None:
         for axis in fields(self):
             value = getattr(self, axis.name)
-            if value not in _AXES[axis.name]:
-                choices = accepted(str(value), _AXES[axis.name])
+            if value not in AXES[axis.name]:
+                choices = accepted(str(value), AXES[axis.name])
                 raise FreezeArgumentError(
                     f"FreezeMode({axis.name}={value!r}) is not known: give one of {choices}."
                 )

@@ -240,7 +240,7 @@ class Other(ElementPolicy):
         return f"~{_operand(self.policy)}"
 
 
-_WORDS: dict[str, Callable[[], FreezePolicy]] = {
+WORDS: dict[str, Callable[[], FreezePolicy]] = {
     "encoder": Encoder,
     "head": Head,
     "all": All,
@@ -248,14 +248,14 @@ _WORDS: dict[str, Callable[[], FreezePolicy]] = {
     "loaded": Loaded,
     "feature_extractor": lambda: Group("feature_extractor"),
 }
-_PREFIXES: dict[str, tuple[str, Callable[[str], FreezePolicy]]] = {
+PREFIXES: dict[str, tuple[str, Callable[[str], FreezePolicy]]] = {
     "last": (r"\d{1,4}", lambda count: ExceptLast(int(count))),
     "first": (r"\d{1,4}", lambda count: First(int(count))),
     "blocks": (r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", lambda numbers: Blocks(*_ranges(numbers))),
     "match": (r".+", Match),
     "fit": (r"\d.*", lambda text: _fit(text)),
 }
-_EXAMPLES = (*_WORDS, "last:2", "first:6", "blocks:0-3,6", "match:encoder.*.attention", "fit:8GB")
+EXAMPLES = (*WORDS, "last:2", "first:6", "blocks:0-3,6", "match:encoder.*.attention", "fit:8GB")
 
 
 def parse_policy(policy: str | FreezePolicy) -> FreezePolicy:
@@ -270,14 +270,14 @@ def parse_policy(policy: str | FreezePolicy) -> FreezePolicy:
     if isinstance(policy, FreezePolicy):
         return policy
     if isinstance(policy, str):
-        if policy in _WORDS:
-            return _WORDS[policy]()
+        if policy in WORDS:
+            return WORDS[policy]()
         prefix, _, rest = policy.partition(":")
-        pattern, make = _PREFIXES.get(prefix, ("(?!)", Match))
+        pattern, make = PREFIXES.get(prefix, ("(?!)", Match))
         if re.fullmatch(pattern, rest):
             return make(rest)
     raise FreezeArgumentError(
-        f"Freeze policy {shown(policy)} is not known: give one of {accepted(str(policy), _EXAMPLES)}, "
+        f"Freeze policy {shown(policy)} is not known: give one of {accepted(str(policy), EXAMPLES)}, "
         f"or a FreezePolicy."
     )
 

