@@ -684,3 +684,19 @@ def test_check_sees_a_lock_whose_plan_or_count_is_not_that_of_today(tmp_path: Pa
     assert lock.read_text() != text
     done = runner.invoke(group, ["lock", str(file), "--check"])
     assert (done.exit_code, "trainable: 7" in done.output) == (1, True)
+
+
+def test_verify_warns_of_other_versions_and_strict_refuses_them(tmp_path: Path) -> None:
+    file, lock = tmp_path / "one.toml", tmp_path / "one.lock.toml"
+    file.write_text('[model]\nbundle = "CREPE_TINY"\nfreeze = true\n')
+    runner = CliRunner()
+    assert runner.invoke(group, ["lock", str(file)]).exit_code == 0
+    assert runner.invoke(group, ["verify", str(lock), "--strict"]).exit_code == 0
+    text = lock.read_text()
+    lock.write_text(re.sub(r'(?m)^torch = ".*"', 'torch = "1.0.0"', text))
+    assert lock.read_text() != text
+    with pytest.warns(bundles.VersionMismatchWarning, match="torch .* recorded 1.0.0"):
+        assert runner.invoke(group, ["verify", str(lock)]).exit_code == 0
+    done = runner.invoke(group, ["verify", str(lock), "--strict"])
+    assert isinstance(done.exception, bundles.BundlesError)
+    assert "recorded 1.0.0" in str(done.exception)

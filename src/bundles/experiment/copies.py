@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundles.assemble.locked import read_mode, read_policy
-from bundles.assemble.mismatch import check_plan
+from bundles.assemble.mismatch import check_plan, check_versions
 from bundles.assemble.model import plan
 from bundles.assemble.pinned import pinned_bundle
 from bundles.assemble.pins import head_of
@@ -68,15 +68,20 @@ def sync(
         raise _all_of(failed)
 
 
-def check(lock: Lock, folder: Path) -> Iterator[Copy]:
+def check(lock: Lock, folder: Path, *, strict: bool = False) -> Iterator[Copy]:
     """Hash everything that a lock names again, as far as it is on this machine; no network is used.
 
     Beside the files these are converted checkpoints, cards, and the plans, which are made anew.
+
+    Args:
+        lock: names the files.
+        folder: that the lock lies in.
+        strict: whether libraries of other versions than the lock's are wrong; else they warn.
     """
     for name, pin in lock.models.items():
         yield from (_checked(name, file, folder) for file in pin.files)
         yield from _converted(name, pin)
-        yield from _planned(name, pin, folder)
+        yield from _planned(name, pin, folder, strict)
 
 
 def is_here(file: FilePin, folder: Path) -> bool:
@@ -135,13 +140,14 @@ def _converted(name: str, pin: ModelPin) -> Iterator[Copy]:
     yield Copy(name, None, what, None if problem else path, problem)
 
 
-def _planned(name: str, pin: ModelPin, folder: Path) -> Iterator[Copy]:
-    """Card and plan, where what says them is here: of a repository that is one of its files."""
+def _planned(name: str, pin: ModelPin, folder: Path, strict: bool) -> Iterator[Copy]:
+    """Card, versions and plan, where what says them is here: of a repository that is one of its files."""
     card = pin.file("card")
     if card is not None and not is_here(card, folder):
         return
     try:
         bundle = pinned_bundle(pin, folder)
+        check_versions(pin, bundle, strict=strict)
         if pin.freeze is not None:
             mode = read_mode(pin.freeze_mode)
             head = head_of(pin.head)
