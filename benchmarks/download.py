@@ -31,7 +31,7 @@ CODE = """
 import hashlib, os, sys, time
 who, url, digest, size, folder = sys.argv[1:]
 if who == "bundles":
-    import filelock, httpx2, httpcore2, bundles, bundles.sources.url
+    import filelock, httpx2, httpcore2, bundles, bundles.sources.web.download
     from bundles.sources.fetch import fetch
     def run(): return fetch(bundles.WeightSource("url:" + url, digest, int(size)), progress=False)
 elif who == "hf_hub_download":

@@ -29,7 +29,12 @@ MODULES = (
         "bundles.builders.head",
     ),
     *("bundles.builders.torchaudio.speech", "bundles.builders.torchaudio.wrapper", "bundles.builders.table"),
-    *("bundles.freezing.api", "bundles.sources.fetch", "bundles.sources.converted", "bundles.sources.url"),
+    *(
+        "bundles.freezing.api",
+        "bundles.sources.fetch",
+        "bundles.sources.converted",
+        "bundles.sources.web.download",
+    ),
 )
 
 

@@ -27,7 +27,7 @@ def hub_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     import huggingface_hub.constants
 
     isolate(tmp_path, monkeypatch)
-    monkeypatch.setattr("bundles.sources.unpinned._told", set())
+    monkeypatch.setattr("bundles.sources.hub.unpinned._told", set())
     # Read when the client was imported: no request to count its users, no patience with a silent server.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)

@@ -347,7 +347,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(world: World, tmp_p
 def test_globs_are_expanded_and_names_that_do_not_exist_are_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bundles.sources.unpinned._told", set())
+    monkeypatch.setattr("bundles.sources.hub.unpinned._told", set())
     with pytest.raises(UnknownBundleError, match="URL_PINED"):
         bundles.fetch("URL_PINED")
     with pytest.raises(UnknownBundleError, match="NO_SUCH"):

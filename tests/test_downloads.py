@@ -33,12 +33,13 @@ from bundles.errors import (
     SourceAccessError,
     SourceNotFoundError,
 )
-from bundles.sources import cache, partial
-from bundles.sources.answers import read_answer
+from bundles.sources import cache
 from bundles.sources.fetch import fetch
-from bundles.sources.hashing import Hasher
 from bundles.sources.options import Options
-from bundles.sources.ranges import Ranges
+from bundles.sources.web import partial
+from bundles.sources.web.answers import read_answer
+from bundles.sources.web.hashing import Hasher
+from bundles.sources.web.ranges import Ranges
 from bundles.spec.source import WeightSource
 from downloading import DATA, QUICK, SEVERAL, contents, isolate, pinned, sha256, spans, state, unpinned
 from loopback import Loopback

@@ -21,9 +21,9 @@ from bundles.errors import (
 )
 from bundles.sources import cache
 from bundles.sources.fetch import fetch
-from bundles.sources.mirror import mirrored
 from bundles.sources.records import known, record
 from bundles.sources.torch_hub import hub_folder
+from bundles.sources.web.mirror import mirrored
 from bundles.spec.source import WeightSource
 from downloading import DATA, QUICK, contents, isolate, pinned, sha256, state, unpinned
 from loopback import Loopback
@@ -127,7 +127,7 @@ def test_a_race_for_the_record_that_is_lost_is_an_error(
         record(source, sha256(WRONG), len(DATA), None)
         return record(source, *facts)
 
-    monkeypatch.setattr("bundles.sources.url.record", slower)
+    monkeypatch.setattr("bundles.sources.web.download.record", slower)
     with pytest.raises(ChecksumError, match=f"expected sha256 {sha256(WRONG)}, found sha256 {sha256(DATA)}"):
         get(unpinned(server))
     assert contents(empty_cache) == [f"records/{cache.key(server.uri())}.json"]

@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundles.errors import BundlesError
-from bundles.sources import cache, leftovers
+from bundles.sources import cache
 from bundles.sources.fetch import fetch
 from bundles.sources.options import Options
-from bundles.sources.partial import Partial, machine
+from bundles.sources.web import leftovers
+from bundles.sources.web.partial import Partial, machine
 from bundles.spec.source import WeightSource
 from downloading import DATA, QUICK, SEVERAL, contents, isolate, pinned, sha256, spans, unpinned
 from loopback import Loopback
@@ -35,7 +36,7 @@ uri, digest, lock, options = sys.argv[1:]
 if lock == "no lock":
     import fcntl
     fcntl.flock = lambda *arguments: None
-import httpx2, filelock, bundles.sources.url
+import httpx2, filelock, bundles.sources.web.download
 from bundles.sources.fetch import fetch
 from bundles.sources.options import Options
 from bundles.spec.source import WeightSource

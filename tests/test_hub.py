@@ -27,7 +27,7 @@ from bundles.errors import (
 )
 from bundles.sources import cache
 from bundles.sources.fetch import fetch
-from bundles.sources.hub_cache import git_blob_id, hub_cache, repository_folder
+from bundles.sources.hub.cache import git_blob_id, hub_cache, repository_folder
 from bundles.spec.source import WeightSource
 from downloading import state
 from hub import TOKEN, Hub
@@ -206,7 +206,7 @@ def test_only_one_file_knows_the_client() -> None:
         for file in Path(bundles.__file__).parent.rglob("*.py")
         if "import huggingface_hub" in (text := file.read_text()) or "from huggingface_hub" in text
     }
-    assert [file.name for file in files] == ["hub.py"]
+    assert [file.name for file in files] == ["client.py"]
 
 
 def test_a_download_is_not_hashed_again_when_it_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

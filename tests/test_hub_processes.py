@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bundles.errors import BundlesError
 from bundles.sources.fetch import fetch
-from bundles.sources.hub_cache import hub_cache, repository_folder
+from bundles.sources.hub.cache import hub_cache, repository_folder
 from bundles.spec.source import WeightSource
 from downloading import state
 from hub import Hub
@@ -28,7 +28,7 @@ from hubbing import DATA, OTHER, RAPID, at, debris, filled, hub_at, sha
 # A process that fetches when told, and prints the path or the error.
 CHILD = """
 import sys
-import bundles.sources.hub_download, filelock, huggingface_hub
+import bundles.sources.hub.download, filelock, huggingface_hub
 from bundles.errors import BundlesError
 from bundles.sources.fetch import fetch
 from bundles.sources.options import Options

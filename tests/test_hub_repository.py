@@ -20,9 +20,9 @@ from bundles.errors import (
     UnpinnedSourceWarning,
 )
 from bundles.sources.fetch import fetch
-from bundles.sources.hub import upload_folder
-from bundles.sources.hub_cache import repository_folder
-from bundles.sources.repository import RepoFile, pin, repository
+from bundles.sources.hub.cache import repository_folder
+from bundles.sources.hub.client import upload_folder
+from bundles.sources.hub.repository import RepoFile, pin, repository
 from bundles.spec.hub import parse_hub
 from hub import TOKEN, Hub
 from hubbing import CONFIG, DATA, OTHER, RAPID, at, filled, hub_at, sha

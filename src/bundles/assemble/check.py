@@ -207,7 +207,7 @@ def _identify(source: WeightSource, offline: bool, fill: bool) -> WeightSource:
     which is done only to fill in what the card lacks.
     """
     from bundles.sources.fetch import fetch
-    from bundles.sources.repository import pin
+    from bundles.sources.hub.repository import pin
     from bundles.sources.verify import stamped_sha256
 
     if source.scheme == "hf":

@@ -106,7 +106,7 @@ def _is_settled(source: WeightSource) -> bool:
 
 def _listed(source: WeightSource) -> WeightSource:
     """A file of the Hub as its listing knows it."""
-    from bundles.sources.repository import pin
+    from bundles.sources.hub.repository import pin
 
     found = pin(parse_hub(source.address))
     if source.sha256 and found.sha256 and source.sha256 != found.sha256:

@@ -231,7 +231,7 @@ def converted_digest(source: WeightSource) -> str:
 def _is_gated(bundle: Bundle) -> bool:
     if not bundle.name.startswith("hf:"):
         return bundle.metadata.get("gated") is True
-    from bundles.sources.repository import repository
+    from bundles.sources.hub.repository import repository
     from bundles.spec.hub import parse_hub
 
     return repository(parse_hub(bundle.name[len("hf:") :])).gated

@@ -89,7 +89,7 @@ def open_place(address: str) -> Place:
 
 
 def _repository(address: str) -> Place:
-    from bundles.sources.repository import repository
+    from bundles.sources.hub.repository import repository
 
     asked = parse_hub(address[len("hf:") :])
     if asked.path:

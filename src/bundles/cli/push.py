@@ -12,7 +12,7 @@ from bundles.assemble.export import CARD, export
 from bundles.errors import CardError, OfflineError, PinError
 from bundles.registry.cards import read_card_file
 from bundles.sources.fetch import is_offline
-from bundles.sources.hub import upload_folder
+from bundles.sources.hub.client import upload_folder
 from bundles.spec.hub import parse_hub
 from bundles.spec.values import shown
 

@@ -17,7 +17,7 @@ from bundles import __version__
 from bundles.errors import BundlesError, MissingDependencyError
 from bundles.sources import cache
 from bundles.sources.fetch import is_offline
-from bundles.sources.hub_cache import hub_cache
+from bundles.sources.hub.cache import hub_cache
 
 # Distributions whose versions decide what a bundle comes to; with the extra that brings one.
 LIBRARIES: Mapping[str, str | None] = {

@@ -9,9 +9,9 @@ from typing import Literal
 from bundles.assemble.lookup import get_bundle
 from bundles.errors import BundlesError, PinError, SourceNotFoundError, UnknownBundleError
 from bundles.experiment.agree import ASKED
-from bundles.sources.history import commits_of
-from bundles.sources.repository import Repository, repository
-from bundles.sources.repository import pin as pin_file
+from bundles.sources.hub.history import commits_of
+from bundles.sources.hub.repository import Repository, repository
+from bundles.sources.hub.repository import pin as pin_file
 from bundles.spec.canonical import card_digest
 from bundles.spec.hub import HubAddress, parse_hub
 from bundles.spec.lock import Lock

@@ -18,11 +18,11 @@ from bundles.errors import (
     warn,
 )
 from bundles.sources import cache
-from bundles.sources.hub_cache import hub_cache
+from bundles.sources.hub.cache import hub_cache
+from bundles.sources.hub.unpinned import warn_unpinned
 from bundles.sources.options import Options, Order
 from bundles.sources.records import Known, known
 from bundles.sources.schemes import SCHEMES, Local, Remote
-from bundles.sources.unpinned import warn_unpinned
 from bundles.sources.verify import Verify, check_file
 from bundles.spec.source import WeightSource
 from bundles.spec.suggest import accepted

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bundles.sources import cache
 from bundles.sources.options import Options
-from bundles.sources.partial import last_written
+from bundles.sources.web.partial import last_written
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

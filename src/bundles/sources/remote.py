@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bundles.errors import CacheError
 from bundles.sources import cache
-from bundles.sources.leftovers import sweep
 from bundles.sources.options import Order
-from bundles.sources.partial import Partial, Version
 from bundles.sources.progress import Tell, telling
 from bundles.sources.verify import sha256_of, stamp
+from bundles.sources.web.leftovers import sweep
+from bundles.sources.web.partial import Partial, Version
 from bundles.spec.source import hidden
 
 if TYPE_CHECKING:

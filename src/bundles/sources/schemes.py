@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundles.sources.file import locate_file
-from bundles.sources.hub_cache import check_hub_file, hub_places, is_moving
+from bundles.sources.hub.cache import check_hub_file, hub_places, is_moving
 from bundles.sources.options import Order
 from bundles.sources.package import locate_package_file
 from bundles.sources.records import Known
@@ -50,13 +50,13 @@ class Remote:
 
 
 def _download_url(order: Order) -> Path:
-    from bundles.sources.url import download  # threads, and what else only a download needs
+    from bundles.sources.web.download import download  # threads, and what else only a download needs
 
     return download(order)
 
 
 def _download_hub(order: Order) -> Path:
-    from bundles.sources.hub_download import download
+    from bundles.sources.hub.download import download
 
     return download(order)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from bundles.errors import DownloadError, OfflineError
-from bundles.sources.attempts import Attempts
 from bundles.sources.fetch import is_offline
+from bundles.sources.hub.attempts import Attempts
 from bundles.sources.options import Options
 from bundles.spec.hub import HubAddress
 from bundles.spec.values import shown
@@ -25,7 +25,7 @@ def commits_of(address: HubAddress, *, options: Options = _DEFAULTS) -> list[str
     Raises:
         SourceError: the Hub cannot be asked, also after retries.
     """
-    from bundles.sources import hub
+    from bundles.sources.hub import client as hub
 
     if is_offline():
         raise OfflineError(

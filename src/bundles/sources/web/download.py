@@ -7,16 +7,16 @@ from urllib.parse import urlsplit
 
 from bundles.errors import ChecksumError
 from bundles.sources import cache
-from bundles.sources.hashing import Hasher
-from bundles.sources.leftovers import sweep, take_up
-from bundles.sources.mirror import asked_url
-from bundles.sources.name_prefix import named_digest
 from bundles.sources.options import Order
-from bundles.sources.partial import Partial
 from bundles.sources.progress import telling
 from bundles.sources.records import Known, record
-from bundles.sources.transfer import Transfer
 from bundles.sources.verify import mismatch, stamp
+from bundles.sources.web.hashing import Hasher
+from bundles.sources.web.leftovers import sweep, take_up
+from bundles.sources.web.mirror import asked_url
+from bundles.sources.web.name_prefix import named_digest
+from bundles.sources.web.partial import Partial
+from bundles.sources.web.transfer import Transfer
 
 
 def download(order: Order) -> Path:

@@ -19,9 +19,9 @@ from bundles.errors import (
     SourceNotFoundError,
 )
 from bundles.sources import cache
-from bundles.sources.attempts import Attempts
 from bundles.sources.fetch import fetch, is_offline
-from bundles.sources.hub_cache import cached_commit, snapshot_folder
+from bundles.sources.hub.attempts import Attempts
+from bundles.sources.hub.cache import cached_commit, snapshot_folder
 from bundles.sources.options import Options
 from bundles.sources.verify import stamped_sha256
 from bundles.spec.hub import HubAddress, path_problem
@@ -150,7 +150,7 @@ def _shards(source: WeightSource, listing: Repository) -> Iterator[tuple[str, di
 
 
 def _ask(address: HubAddress, options: Options) -> Repository:
-    from bundles.sources import hub
+    from bundles.sources.hub import client as hub
 
     attempts = Attempts(address.uri, options, options.small_deadline)
     facts = attempts.run(lambda: hub.repository_facts(address, options.connect_timeout))

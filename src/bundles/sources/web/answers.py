@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bundles.errors import BundlesError, DownloadError, SourceAccessError, SourceNotFoundError
-from bundles.sources.partial import Version
+from bundles.sources.web.partial import Version
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _NO_RANGES = (400, 405, 416, 501)  # said to a range by servers that do not know what one is

@@ -27,7 +27,7 @@ from bundles.errors import (
     SourceAccessError,
     SourceNotFoundError,
 )
-from bundles.sources.hub_cache import hub_cache
+from bundles.sources.hub.cache import hub_cache
 from bundles.sources.progress import Tell
 from bundles.spec.hub import HubAddress
 from bundles.spec.source import hidden, is_loopback

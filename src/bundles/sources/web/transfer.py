@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bundles.errors import CacheError, ChecksumError, DownloadError, SourceAccessError, SourceNotFoundError
-from bundles.sources.answers import Answer, OtherVersionError, UnusableRangesError, read_answer
-from bundles.sources.http import body, open_client
-from bundles.sources.partial import Partial, Version
 from bundles.sources.patience import PERMANENT, Patience
 from bundles.sources.progress import readable
 from bundles.sources.records import Known
-from bundles.sources.runs import Run, Runs
 from bundles.sources.verify import mismatch, sha256_of
+from bundles.sources.web.answers import Answer, OtherVersionError, UnusableRangesError, read_answer
+from bundles.sources.web.http import body, open_client
+from bundles.sources.web.partial import Partial, Version
+from bundles.sources.web.runs import Run, Runs
 from bundles.spec.sniff import describe_file
 from bundles.spec.source import hidden
 

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from bundles.sources.partial import Partial
-from bundles.sources.ranges import Ranges
+from bundles.sources.web.partial import Partial
+from bundles.sources.web.ranges import Ranges
 
 Run = tuple[int, int]
 

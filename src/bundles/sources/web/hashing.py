@@ -9,7 +9,7 @@ from typing import Self
 
 from bundles.errors import CacheError
 from bundles.sources.options import MIB
-from bundles.sources.partial import Partial
+from bundles.sources.web.partial import Partial
 
 
 class Hasher:

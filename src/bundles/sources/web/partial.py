@@ -35,7 +35,7 @@ from bundles.errors import CacheError
 from bundles.sources import cache
 from bundles.sources.options import Options
 from bundles.sources.progress import Tell, readable
-from bundles.sources.ranges import Ranges
+from bundles.sources.web.ranges import Ranges
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bundles.errors import CacheError, ChecksumError, DownloadError, SourceAccessError
-from bundles.sources import hub
-from bundles.sources.attempts import Attempts
-from bundles.sources.hub import FileFacts
-from bundles.sources.hub_cache import (
+from bundles.sources.hub import client as hub
+from bundles.sources.hub.attempts import Attempts
+from bundles.sources.hub.cache import (
     blob_name,
     check_etag,
     check_hub_file,
@@ -24,6 +23,7 @@ from bundles.sources.hub_cache import (
     repository_folder,
     snapshot_folder,
 )
+from bundles.sources.hub.client import FileFacts
 from bundles.sources.options import Options, Order
 from bundles.sources.progress import Tell, readable, telling
 from bundles.sources.records import Known

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundles.sources.options import MIB
-from bundles.sources.partial import Partial, Version, last_written, machine
-from bundles.sources.ranges import Ranges
+from bundles.sources.web.partial import Partial, Version, last_written, machine
+from bundles.sources.web.ranges import Ranges
 from bundles.spec.source import WeightSource
 
 

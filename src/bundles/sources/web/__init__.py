@@ -1,0 +1,1 @@
+"""Files on the web: in pieces, resumed, hashed while they come."""
