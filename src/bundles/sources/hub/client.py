@@ -1,7 +1,7 @@
 """The Hugging Face Hub, by its own client: the only file that imports ``huggingface_hub``.
 
 What the client raises becomes one of our errors here, with its cause. Everything that is done about errors
-is done elsewhere (``attempts``, ``hub_download``), and so is every check of what the client brings:
+is done elsewhere (``attempts``, ``download``), and so is every check of what the client brings:
 it compares lengths, never content.
 
 Tested with huggingface_hub 2.4.0 and 1.31.0. What differs between them is the HTTP library, of which nothing
