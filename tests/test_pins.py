@@ -780,3 +780,8 @@ def test_a_repository_of_which_the_card_was_not_locked(
     pin = replace(pin, files=pin.files[:1])
     with pytest.raises(BuildError, match=r"neither bundle.toml nor config.json"):
         bundles.get_model("hf:owner/name", lock=locked(pin, tmp_path / "x.lock.toml"))
+
+
+def test_a_lock_that_is_no_path_is_named() -> None:
+    with pytest.raises(bundles.PinError, match=r"lock=3 is no path"):
+        bundles.get_model("CREPE_TINY", lock=3)

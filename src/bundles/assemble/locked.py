@@ -130,6 +130,8 @@ def read_lock_file(path: str | os.PathLike[str]) -> Lock:
     Raises:
         PinError: it cannot be read, or is malformed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise PinError(f"lock={shown(path)} is no path: give that of a lock, as 'configs/pitch.lock.toml'.")
     name = os.fspath(path)
     try:
         facts = os.stat(path)

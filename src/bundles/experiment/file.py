@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundles.errors import CacheError, PinError, UnpinnedSourceWarning, warn
+from bundles.assemble.locked import read_lock_file
+from bundles.errors import CacheError, PinError
 from bundles.experiment.config import KEYS, ModelConfig, read_model
 from bundles.sources.cache import sync_folder
-from bundles.spec.lock import SINGLE, Lock, read_lock
+from bundles.spec.lock import SINGLE, Lock
 from bundles.spec.values import shown
 
 _KEYS = tuple(key for key in KEYS if key != "lock")  # it is beside the file
@@ -94,14 +95,9 @@ def read_lock_of(path: Path) -> Lock | None:
     """Return the lock at a path, ``None`` where there is none.
 
     Raises:
-        PinError: it is malformed.
+        PinError: it cannot be read, or is malformed.
     """
-    if not os.path.lexists(path):
-        return None
-    if os.path.islink(path) or os.stat(path).st_mode & 0o002:
-        what = "a link" if os.path.islink(path) else "writable for everybody"
-        warn(f"The lock {path} is {what}: somebody else may decide what it pins.", UnpinnedSourceWarning)
-    return read_lock(_text(path), str(path))
+    return read_lock_file(path) if os.path.lexists(path) else None
 
 
 def write_text(path: Path, text: str) -> None:
