@@ -784,4 +784,4 @@ def test_a_repository_of_which_the_card_was_not_locked(
 
 def test_a_lock_that_is_no_path_is_named() -> None:
     with pytest.raises(bundles.PinError, match=r"lock=3 is no path"):
-        bundles.get_model("CREPE_TINY", lock=3)
+        bundles.get_model("CREPE_TINY", lock=3)  # type: ignore[arg-type]
