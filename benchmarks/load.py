@@ -8,6 +8,7 @@ before each process, and the clock starts with the process; ``imports`` is what 
 Weights are random and of upstream's format and size; the one-time download and conversion come before.
 Upstream of the names in ``libraries.py`` is ``Class.from_pretrained(folder)`` of transformers, or
 ``timm.create_model(name, checkpoint_path=file)``; the aim is 8 x transformers' load, 1.4 x with the forward.
+Beside torchaudio's wav2vec 2.0 base runs transformers' of the same size, too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from interleaved import measure, report
@@ -28,6 +30,7 @@ from upstream import LOAD_ONCE, checkpoint
 
 SPEECH = ("CREPE_TINY", "CREPE_FULL", "WAV2VEC2_BASE", "WAV2VEC2_LARGE", "WAV2VEC2_XLSR_1B")
 NAMES = (*SPEECH, *SUBJECTS)
+SAME_SIZE = {"WAV2VEC2_BASE": "HF_WAV2VEC2_BASE"}  # a bundle -> the same model as transformers has it
 FIGURES = {
     "load": ("load", "ms"),
     "forward": ("load + first forward", "ms"),
@@ -63,8 +66,16 @@ def compare(name: str, rounds: int, *, cold: bool) -> None:
     rivals = ["upstream", "bundles", "bundles-frozen", *(["imports"] if cold else [])]
     rivals += ["bundles-folder"] if name in SUBJECTS else []
     made = saved if name in SUBJECTS else checkpoint
-    with tempfile.TemporaryDirectory() as folder, made(name, folder) as files:
-        runs = measure({who: loader(who, name, files, cold=cold) for who in rivals}, rounds)
+    with ExitStack() as stack:
+        files = stack.enter_context(made(name, stack.enter_context(tempfile.TemporaryDirectory())))
+        loaders = {who: loader(who, name, files, cold=cold) for who in rivals}
+        if (other := SAME_SIZE.get(name)) and not cold:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            found = {"BUNDLES_CACHE": os.environ["BUNDLES_CACHE"]}
+            theirs = stack.enter_context(saved(other, folder))
+            loaders["transformers"] = loader("upstream", other, theirs, cold=False)
+            os.environ |= found
+        runs = measure(loaders, rounds)
     for figure, (title, unit) in FIGURES.items():
         if not cold or figure in ("load", "forward"):
             figures = {who: [run[figure] for run in found] for who, found in runs.items()}

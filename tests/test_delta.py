@@ -556,6 +556,8 @@ def test_what_cannot_be_written_leaves_what_was_there(delta: Path, tmp_path: Pat
     folder.mkdir()
     with pytest.raises(CacheError, match="cannot be written"):
         save_delta(bundles.CREPE_TINY.get_model(), folder)
+    with pytest.raises(CacheError, match=r"'.*a\\x00b' cannot be one of a file"):
+        save_delta(bundles.CREPE_TINY.get_model(), f"{tmp_path}/a\0b")
     with pytest.raises(bundles.BuildError, match="A file cannot hold"):
         save_delta(bundles.CREPE_TINY.get_model(pretrained=False, device="meta"), delta)
     assert delta.read_bytes() == before

@@ -496,6 +496,12 @@ def test_a_builder_of_ones_own_loads_weights_of_ones_own(suffix: str, tmp_path: 
     assert isinstance(model, Encoder)
 
 
+@pytest.mark.parametrize("pretrained", ["model.safetensors", None, 1])
+def test_pretrained_is_a_yes_or_a_no(pretrained: Any, bundle: Bundle) -> None:
+    with pytest.raises(bundles.BuildArgumentError, match=r"pretrained=.* is neither .*load_into"):
+        bundle.get_model(pretrained=pretrained)
+
+
 def test_a_bundle_without_weights_says_so_and_builds_without_them() -> None:
     bundle = Bundle("MINE", Encoder, layers=LAYERS)
     with pytest.raises(BuildError, match=r"The bundle MINE has no weights: pass pretrained=False"):

@@ -159,7 +159,7 @@ CARDS = [
     bad(
         "C15a", "groups are no partition",
         card(layers='{ blocks = ["conv{i}", "conv{i}_BN"], head = "conv6" }'),
-        r"in no group \['classifier\.weight', 'classifier\.bias'\], in several \['conv6\.weight'",
+        r"in no group: classifier\.weight, classifier\.bias; in several: conv6\.weight",
         BuildError,
     ),
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from bundles.spec.bundle import Bundle
 from bundles.spec.mode import FreezeMode, parse_mode
 from bundles.spec.policy import FreezePolicy, Nothing, parse_policy
 from bundles.spec.upstream import from_torchtext
+from bundles.spec.values import shown
 
 if TYPE_CHECKING:
     from bundles.assemble.locked import Locked
@@ -74,7 +75,16 @@ def settled_of(bundle: Bundle) -> Bundle:
 def with_upstream(
     bundle: Bundle, freeze: Freeze, pretrained: bool, options: dict[str, Any]
 ) -> tuple[Freeze, bool, dict[str, Any]]:
-    """Return the arguments of ``get_model`` with those that torchtext took of its bundles understood."""
+    """Return the arguments of ``get_model`` with those that torchtext took of its bundles understood.
+
+    Raises:
+        BuildArgumentError: ``pretrained`` is no bool: a path or a name there would be left unread.
+    """
+    if not isinstance(pretrained, bool):
+        raise BuildArgumentError(
+            f"pretrained={shown(pretrained)} is neither True nor False: weights of your own go into a model "
+            f"by bundles.load_into(model, path)."
+        )
     if bundle.metadata.get("companions") != "text":
         return freeze, pretrained, options
     return from_torchtext(freeze, pretrained, options)

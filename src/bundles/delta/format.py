@@ -102,6 +102,8 @@ def write_file(
     Raises:
         CacheError: the place cannot be written.
     """
+    if "\0" in os.fspath(path):
+        raise CacheError(f"The path {shown(os.fspath(path))} cannot be one of a file: name another place.")
     target = Path(os.path.realpath(os.path.expanduser(path)))
     temporary = target.with_name(f".{target.name[:80]}.{uuid.uuid4().hex[:8]}.incomplete")
     try:

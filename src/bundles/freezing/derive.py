@@ -129,11 +129,12 @@ def _prefixed(groups: LayerGroups, prefix: str) -> LayerGroups:
 def _partition(model: nn.Module, *, guess_head: bool) -> LayerGroups:
     sizes = {name: parameter.numel() for name, _, _, parameter in owned_parameters(model)}
     head = _head(model, sizes, guess=guess_head)
-    body = {name: size for name, size in sizes.items() if not _within(name, head)}
+    ends = set(_within(sizes, head))
+    body = {name: size for name, size in sizes.items() if name not in ends}
     blocks = _blocks(model, body)
-    inside = [name for name in body if _within(name, blocks)]
-    first = list(body).index(inside[0]) if inside else len(body)
-    outside = [(index < first, name) for index, name in enumerate(body) if name not in set(inside)]
+    inside = dict.fromkeys(_within(body, blocks))
+    first = list(body).index(next(iter(inside))) if inside else len(body)
+    outside = [(index < first, name) for index, name in enumerate(body) if name not in inside]
     sketch: list[tuple[str, Kind, list[str]]] = [
         ("stem", "stem", [name for before, name in outside if before]),
         *((f"block.{index}", "block", [block]) for index, block in enumerate(blocks)),
@@ -141,7 +142,7 @@ def _partition(model: nn.Module, *, guess_head: bool) -> LayerGroups:
         ("head", "head", head),
     ]
     groups = (
-        LayerGroup(name, kind, tuple(prefixes), tuple(key for key in sizes if _within(key, prefixes)))
+        LayerGroup(name, kind, tuple(prefixes), tuple(_within(sizes, prefixes)))
         for name, kind, prefixes in sketch
     )
     return LayerGroups(tuple(group for group in groups if group.parameters))
@@ -188,9 +189,11 @@ def _is_list(model: nn.Module, name: str) -> bool:
 
 
 def _share(prefix: str, sizes: Mapping[str, int]) -> float:
-    inside = sum(size for name, size in sizes.items() if not prefix or _within(name, [prefix]))
+    inside = sum(sizes[name] for name in (_within(sizes, [prefix]) if prefix else sizes))
     return inside / (sum(sizes.values()) or 1)
 
 
-def _within(name: str, prefixes: Iterable[str]) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+def _within(names: Iterable[str], prefixes: Iterable[str]) -> list[str]:
+    """The names that are one of the prefixes, or below one."""
+    starts = tuple(f"{prefix}." for prefix in prefixes)
+    return [name for name in names if f"{name}.".startswith(starts)]

@@ -182,9 +182,9 @@ def match_layers(
     twice = [name for name, hits in taken.items() if len(hits) > 1]
     missed = [name for name, hits in taken.items() if not hits]
     if twice or (missed and rest is None):
-        raise BuildError(
-            f"The layer groups do not partition the parameters: in no group {missed}, in several {twice}."
-        )
+        wrong = (("in no group: ", missed), ("in several: ", twice))
+        listed = "; ".join(what + ", ".join(names) for what, names in wrong if names)
+        raise BuildError(f"The layer groups do not partition the parameters; {listed}.")
     found = {name: hits[0] for name, hits in taken.items() if hits}
     groups: list[LayerGroup] = []
     for rule in rules:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -67,6 +68,7 @@ def _entries(cls: type[nn.Module]) -> list[Any]:
     return entries + [member for member in others if any(True for _ in _plain(member))]
 
 
+@cache
 def _kept_by_train(cls: type[nn.Module]) -> frozenset[str]:
     """The attributes that a class's own ``train()`` writes: flags of its own, beside the one."""
     own = [function for base in _own(cls) for function in _plain(vars(base).get("train"))]
