@@ -59,6 +59,7 @@ NAMES = ["CREPE_TINY", "URL_PINNED", "URL_RECORDED", "URL_PICKLED", "HF_PINNED",
 THERE = """
 import hashlib, json, sys, warnings
 import bundles
+from bundles.features.inputs.repository import audio_settings
 warnings.simplefilter("ignore", bundles.UnpinnedSourceWarning)
 bundles.register_cards(sys.argv[1])
 
@@ -66,7 +67,8 @@ def digest(model):
     state = model.state_dict()
     return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 
-print(json.dumps({name: digest(bundles.get_model(name)) for name in sys.argv[2:]}))
+rates = {name: audio_settings(bundles.get_bundle(name)).get("sample_rate") for name in sys.argv[2:]}
+print(json.dumps({name: [digest(bundles.get_model(name)), rates[name]] for name in rates}))
 """
 
 
@@ -164,6 +166,7 @@ def bert(folder: Path) -> None:
     hf.BertForSequenceClassification(config).save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     (folder / "unrelated.safetensors").write_bytes(b"not asked for")
+    (folder / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
 
 
 @pytest.fixture
@@ -193,7 +196,8 @@ def test_the_folder_serves_every_kind_of_bundle_without_network_and_home(
     air = tmp_path / "air"
     names = [*NAMES, *world.repositories, "hf:me/carded"]
     items = bundles.fetch(names, to=air, progress=False)
-    here = {name: digest(bundles.get_model(name)) for name in names}
+    rates = {world.repositories[1]: 8000}
+    here = {name: [digest(bundles.get_model(name)), rates.get(name)] for name in names}
     before = state(air)
     world.forget()
     done = world.elsewhere(air, *names)
@@ -203,7 +207,7 @@ def test_the_folder_serves_every_kind_of_bundle_without_network_and_home(
     assert state(air) == before
     written = {path.parent.name for path in (tmp_path / "home").rglob("*") if path.is_file()}
     assert written <= {"stamps", "index"}  # what only saves time
-    assert {item.role for item in items} == {"weights", "tokens", "shard", "card"}
+    assert {item.role for item in items} == {"weights", "tokens", "shard", "card", "settings"}
 
 
 @pytest.mark.parametrize("name", ["URL_RECORDED", "HF_COMMIT", "HF_BRANCH", "repository"])
@@ -253,7 +257,7 @@ def test_files_beside_an_index_that_it_does_not_name_are_left(world: World) -> N
     items = bundles.fetch(world.repositories[1], progress=False)
     fetched = [item.source.name for item in items]
     assert "unrelated.safetensors" not in fetched
-    assert fetched[:2] == ["config.json", "model.safetensors.index.json"]
+    assert fetched[:3] == ["config.json", "preprocessor_config.json", "model.safetensors.index.json"]
     assert len(fetched) == len(set(fetched)) > 3
 
 

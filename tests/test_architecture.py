@@ -16,7 +16,7 @@ import bundles.errors
 PACKAGE = Path(bundles.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 VERBS = {"registry", "sources", "builders", "freezing"}
-EDGES = {"cli", "companions", "delta", "demo", "experiment"}
+EDGES = {"adapters", "cli", "companions", "delta", "demo", "experiment", "features"}
 
 # What each part may import of the others; nouns stand on the ground, arrows point down.
 ALLOWED: dict[str, set[str]] = {
@@ -98,19 +98,30 @@ def test_nouns_need_the_standard_library_only(part: str) -> None:
     ("library", "parts"),
     [
         ("torch", {"builders", "freezing", "heads", *EDGES}),
-        ("safetensors", {"builders", "demo"}),
+        ("safetensors", {"builders", "demo", "features"}),
         ("huggingface_hub", {"sources"}),
         ("httpx2", {"sources"}),
         ("filelock", {"sources"}),
         ("fsspec", {"sources"}),
-        ("torchaudio", {"builders"}),
-        ("rich", {"display", "cli", "sources"}),
+        ("torchaudio", {"builders", "features"}),
+        ("rich", {"display", "cli", "features", "sources"}),
         ("click", {"cli"}),
         ("timm", {"builders"}),
         ("tokenizers", {"companions"}),
         ("tomlkit", {"assemble", "registry"}),
         ("torchvision", {"builders"}),
-        ("transformers", {"builders", "companions"}),
+        ("transformers", {"adapters", "builders", "companions"}),
+        ("accelerate", {"adapters"}),
+        ("fastai", {"adapters"}),
+        ("keras", {"adapters"}),
+        ("lightning", {"adapters"}),
+        ("pytorch_lightning", {"adapters"}),
+        ("skorch", {"adapters"}),
+        ("speechbrain", {"adapters"}),
+        ("datasets", {"features"}),
+        ("pyarrow", {"features"}),
+        ("ray", {"features"}),
+        ("soundfile", {"demo", "features"}),
     ],
 )
 def test_a_library_is_imported_only_where_it_belongs(library: str, parts: set[str]) -> None:
@@ -177,6 +188,7 @@ def test_every_error_has_a_builtin_base_and_survives_pickling(name: str) -> None
 
     cls = getattr(bundles, name)
     families = {"BundlesError", "RegistryError", "SourceError", "WeightsError", "BuildError", "FreezeError"}
+    families.add("FeatureError")
     if name not in families:
         assert any(
             base.__module__ == "builtins" and base not in (Exception, BaseException, object)

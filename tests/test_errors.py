@@ -8,8 +8,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -139,6 +142,28 @@ def other_torch(folder: Path) -> None:
     bundles.get_model("CREPE_TINY", lock=path)
 
 
+def noisy(folder: Path) -> None:
+    model = bundles.WAV2VEC2_NANO_DIGITS.get_model(freeze=True, freeze_mode="mc")
+    bundles.extract_features(model, [torch.zeros(16_000)], folder, progress=False)
+
+
+def other_weights(folder: Path) -> None:
+    model = bundles.CREPE_TINY.get_model(freeze=True)
+    store = bundles.extract_features(model, [torch.zeros(2, 1024)], folder, num_workers=1, progress=False)
+    with torch.no_grad():
+        model.get_parameter("conv1.bias").add_(1)
+    bundles.cached(model, store)
+
+
+def no_audio(folder: Path, **how: Any) -> None:
+    (folder / "a.wav").write_text("no sound")
+    soundfile.write(folder / "b.wav", np.zeros(16_000), 16_000)
+    files = [folder / "a.wav", folder / "b.wav"]
+    bundles.extract_features(
+        "WAV2VEC2_NANO_DIGITS", files, folder / "out", num_workers=1, progress=False, **how
+    )
+
+
 RAISERS: dict[str, Callable[[Path], object]] = {
     "RegistryError": lambda _: bundles.get_model(3),  # type: ignore[arg-type]
     "UnknownBundleError": lambda _: bundles.get_bundle("CREPE_TNY"),
@@ -166,6 +191,12 @@ RAISERS: dict[str, Callable[[Path], object]] = {
     "PinError": conflict,
     "PinMismatchError": lambda _: bundles.get_bundle(f"CREPE_TINY@sha256:{64 * '0'}"),
     "DeltaBaseError": other_base,
+    "NotDeterministicError": noisy,
+    "FeatureError": lambda folder: bundles.extract_features("CREPE_TINY", [], folder, batch_size=0),
+    "FeatureStoreError": bundles.FeatureStore,
+    "FeatureKeyError": other_weights,
+    "InputError": no_audio,
+    "UnreadableInputWarning": lambda folder: no_audio(folder, on_error="skip"),
     "FreezeWithoutWeightsWarning": lambda _: bundles.CREPE_TINY.get_model(pretrained=False, freeze=True),
     "NothingTrainableWarning": lambda _: bundles.CREPE_TINY.get_model(freeze="all"),
     "UnpinnedSourceWarning": branch,

@@ -38,12 +38,16 @@ if TYPE_CHECKING:
     from bundles.errors import DeltaBaseError as DeltaBaseError
     from bundles.errors import DownloadError as DownloadError
     from bundles.errors import DuplicateBundleError as DuplicateBundleError
+    from bundles.errors import FeatureError as FeatureError
+    from bundles.errors import FeatureKeyError as FeatureKeyError
+    from bundles.errors import FeatureStoreError as FeatureStoreError
     from bundles.errors import FreezeArgumentError as FreezeArgumentError
     from bundles.errors import FreezeError as FreezeError
     from bundles.errors import FreezeWithoutWeightsWarning as FreezeWithoutWeightsWarning
     from bundles.errors import FrozenDriftError as FrozenDriftError
     from bundles.errors import HeadError as HeadError
     from bundles.errors import InexpressibleModeError as InexpressibleModeError
+    from bundles.errors import InputError as InputError
     from bundles.errors import MissingDependencyError as MissingDependencyError
     from bundles.errors import NotDeterministicError as NotDeterministicError
     from bundles.errors import NothingSelectedError as NothingSelectedError
@@ -58,12 +62,16 @@ if TYPE_CHECKING:
     from bundles.errors import StateDictMismatchError as StateDictMismatchError
     from bundles.errors import UnknownBundleError as UnknownBundleError
     from bundles.errors import UnpinnedSourceWarning as UnpinnedSourceWarning
+    from bundles.errors import UnreadableInputWarning as UnreadableInputWarning
     from bundles.errors import UnsafeWeightsError as UnsafeWeightsError
     from bundles.errors import VersionMismatchWarning as VersionMismatchWarning
     from bundles.errors import WeightsError as WeightsError
     from bundles.errors import WeightsFileError as WeightsFileError
     from bundles.experiment.config import from_config as from_config
     from bundles.experiment.load import load_experiment as load_experiment
+    from bundles.features.cached import cached as cached
+    from bundles.features.extract import extract_features as extract_features
+    from bundles.features.store.store import FeatureStore as FeatureStore
     from bundles.freezing.api import FreezeMixin as FreezeMixin
     from bundles.freezing.api import freeze as freeze
     from bundles.freezing.api import freeze_plan as freeze_plan
@@ -151,13 +159,21 @@ _HOMES = {
     "PinError": "bundles.errors",
     "PinMismatchError": "bundles.errors",
     "DeltaBaseError": "bundles.errors",
+    "FeatureError": "bundles.errors",
+    "FeatureStoreError": "bundles.errors",
+    "FeatureKeyError": "bundles.errors",
+    "InputError": "bundles.errors",
     "BundlesWarning": "bundles.errors",
     "FreezeWithoutWeightsWarning": "bundles.errors",
     "NothingTrainableWarning": "bundles.errors",
     "UnpinnedSourceWarning": "bundles.errors",
     "VersionMismatchWarning": "bundles.errors",
+    "UnreadableInputWarning": "bundles.errors",
     "from_config": "bundles.experiment.config",
     "load_experiment": "bundles.experiment.load",
+    "cached": "bundles.features.cached",
+    "extract_features": "bundles.features.extract",
+    "FeatureStore": "bundles.features.store.store",
     "FreezeMixin": "bundles.freezing.api",
     "freeze": "bundles.freezing.api",
     "freeze_plan": "bundles.freezing.api",

@@ -14,8 +14,10 @@
                       HeadError(ValueError)  NotDeterministicError(ValueError)
       CacheError(OSError)
       PinError(ValueError)  PinMismatchError(ValueError)  DeltaBaseError(ValueError)
+      FeatureError    FeatureStoreError(ValueError)  FeatureKeyError(ValueError)  InputError(ValueError)
     BundlesWarning(UserWarning)
       FreezeWithoutWeightsWarning  NothingTrainableWarning  UnpinnedSourceWarning  VersionMismatchWarning
+      UnreadableInputWarning
 
 A message is one sentence for people: what was found, what was expected, what to type. Programs
 read attributes instead: whatever a raiser passes by keyword is an attribute of the exception, and
@@ -179,7 +181,9 @@ class HeadError(FreezeError, ValueError):
 
 
 class NotDeterministicError(FreezeError, ValueError):
-    """The same input would not give the same output."""
+    """The same input would not give the same output; ``modules`` names those that are why."""
+
+    modules: tuple[str, ...] = ()
 
 
 class CacheError(BundlesError, OSError):
@@ -207,6 +211,31 @@ class DeltaBaseError(BundlesError, ValueError):
     """A delta checkpoint belongs to another base model."""
 
 
+# --- features -----------------------------------------------------------------------------------
+
+
+class FeatureError(BundlesError):
+    """Features cannot be computed, stored or read."""
+
+
+class FeatureStoreError(FeatureError, ValueError):
+    """A folder holds no store, several, or a damaged one; ``shards`` names the files that are."""
+
+    shards: tuple[str, ...] = ()
+
+
+class FeatureKeyError(FeatureError, ValueError):
+    """The features are another model's, or another plan's; ``differs`` holds one line each."""
+
+    differs: tuple[str, ...] = ()
+
+
+class InputError(FeatureError, ValueError):
+    """An item of a dataset cannot be read, or is not what the model takes; ``inputs`` names them."""
+
+    inputs: tuple[str, ...] = ()
+
+
 # --- warnings -----------------------------------------------------------------------------------
 
 
@@ -228,6 +257,10 @@ class UnpinnedSourceWarning(BundlesWarning):
 
 class VersionMismatchWarning(BundlesWarning):
     """A library version differs from the recorded one."""
+
+
+class UnreadableInputWarning(BundlesWarning):
+    """Files of a dataset could not be read, and were left out."""
 
 
 def warn(message: str, category: type[BundlesWarning]) -> None:

@@ -43,7 +43,8 @@ class Item:
 
     Attributes:
         bundle: the name of the bundle that needs it.
-        role: what it is to it: ``"weights"``, ``"shard"``, ``"card"`` (or configuration), or an asset's name.
+        role: what it is to it: ``"weights"``, ``"shard"``, ``"card"`` (or configuration), ``"settings"`` of
+            what the model is fed, or an asset's name.
         source: where it comes from.
         path: where it lies on this machine, verified; ``None`` before it is fetched.
         converted: the safetensors form of a pickled checkpoint.
@@ -154,7 +155,7 @@ def _with_others(bundle: Bundle) -> Iterator[Bundle]:
 
 def _items(name: str, bundle: Bundle, progress: bool) -> Iterator[Item]:
     if is_repository(name):
-        yield Item(name, "card", _described_by(bundle.name))
+        yield from (Item(name, role, source) for role, source in _described_by(bundle.name))
     if (weights := bundle.weights) is not None:
         yield Item(bundle.name, "weights", weights)
         if weights.is_index:
@@ -164,13 +165,14 @@ def _items(name: str, bundle: Bundle, progress: bool) -> Iterator[Item]:
         yield Item(bundle.name, role, asset)
 
 
-def _described_by(address: str) -> WeightSource:
-    """The file by which a repository or folder says what it holds."""
+def _described_by(address: str) -> Iterator[tuple[str, WeightSource]]:
+    """The file by which a repository or folder says what it holds, and those that say what it was fed."""
     from bundles.assemble.places import open_place
-    from bundles.assemble.repository import CARD, CONFIG
+    from bundles.assemble.repository import CARD, CONFIG, SETTINGS
 
     files = open_place(address).files
-    return files[CARD] if CARD in files else files[CONFIG]
+    yield "card", files[CARD] if CARD in files else files[CONFIG]
+    yield from (("settings", files[name]) for name in SETTINGS if name in files)
 
 
 def _shards(weights: WeightSource, progress: bool) -> tuple[str, ...]:

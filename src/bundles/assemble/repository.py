@@ -15,6 +15,7 @@ from bundles.spec.source import WeightSource
 from bundles.spec.values import shown
 
 CARD, CONFIG = "bundle.toml", "config.json"
+SETTINGS = ("preprocessor_config.json", "processor_config.json")  # of transformers: rate, normalisation
 # In this order: what runs no code comes first.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _MODALITIES = {

@@ -12,8 +12,16 @@ _TORCHAUDIO = 'pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 _WITH_CUDA = 'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 _CPU_ONLY = 'uv pip install --reinstall --torch-backend=cpu "torch>=2.11,<2.15" "torchaudio==2.11.*"'
 _EXTRAS = {
+    "accelerate": "accelerate",
     "dp": "phonemizer",
+    "fastai": "fastai",
+    "keras": "keras",
+    "pytorch_lightning": "lightning",
+    "ray": "ray",
     "sentencepiece": "sentencepiece",
+    "skorch": "skorch",
+    "soundfile": "audio",
+    "speechbrain": "speechbrain",
     "timm": "timm",
     "tokenizers": "text",
     "torchcrepe": "torchcrepe",

@@ -20,6 +20,7 @@ _COMMANDS = {
     "demo": "Freeze a real pretrained model, train its head, and see what moved.",
     "doctor": "Print versions, caches, what of a lock is here, and what cannot work.",
     "export": "Write a bundle as a folder: weights, card, and the files that go with it.",
+    "features": "Store what a frozen encoder makes of files, once for all epochs.",
     "fetch": "Download what bundles need, or make a folder of it for machines without a network.",
     "list": "List bundles.",
     "lock": "Write down which bytes an experiment file comes to.",

@@ -30,7 +30,7 @@ _KNOWN_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)  # what they do is 
 def reads_training(module: nn.Module) -> bool:
     """Whether calling the module may depend on its ``training`` flag; code that cannot be read says yes."""
     words = words_of(module)
-    return _FLAG in words or not words.isdisjoint(_kept_by_train(base_class(module)))
+    return _FLAG in words or not words.isdisjoint(_kept_by_train(base_class(module)))  # type: ignore[arg-type]
 
 
 def mentions_dropout(module: nn.Module) -> bool:

@@ -1,0 +1,123 @@
+"""How fast features are extracted: one loop as people write it, the local engine, and Ray.
+
+The model is a wav2vec 2.0 of base size with random weights. Beside whole runs, the start of
+processes included, it says what a run takes once all of them work: the start is paid once, and a corpus takes
+hours.
+
+    python benchmarks/extraction.py [--utterances 96] [--seconds 4] [--rounds 3] [--ray]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleaved import measure, report
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+import bundles
+from bundles.features.extract import extract_features
+from bundles.spec.bundle import Bundle
+from bundles.spec.keys import KeyMap
+from bundles.spec.source import WeightSource
+
+BATCH = 8
+
+
+def random_bundle(folder: Path) -> Bundle:
+    """A bundle of base size whose weights are in a file, so that workers build it as they build any."""
+    torch.manual_seed(0)
+    model = bundles.WAV2VEC2_BASE.get_model(pretrained=False)
+    path = folder / "random.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return replace(
+        bundles.WAV2VEC2_BASE, name="RANDOM", weights=WeightSource(f"file:{path}"), keys=KeyMap(), prefix=""
+    )
+
+
+def loop(bundle: Bundle, waves: list[torch.Tensor], folder: Path, workers: int) -> tuple[float, float]:
+    """The habit: a DataLoader, a loop, a file per utterance. Returns seconds with and without the start."""
+    start = time.perf_counter()
+    model = bundle.get_model(freeze=True, freeze_mode="features")
+    loader = DataLoader(waves, batch_size=BATCH, num_workers=workers)  # type: ignore[arg-type]
+    built, done = time.perf_counter(), 0
+    with torch.inference_mode():
+        for batch in loader:
+            features, _ = model(batch)
+            for row in features.half():
+                torch.save(row.clone(), folder / f"{done}.pt")
+                done += 1
+    end = time.perf_counter()
+    return end - start, end - built
+
+
+def extract(
+    bundle: Bundle, waves: list[torch.Tensor], folder: Path, name: str, workers: int
+) -> tuple[float, float]:
+    """Ours; without the start is reckoned from the first shard of each worker to the last shard of all."""
+    start = time.perf_counter()
+    how = {"engine": name, "num_workers": workers, "shard_size": BATCH, "batch_size": BATCH}
+    store = extract_features(bundle, waves, folder, progress=False, **how)
+    whole = time.perf_counter() - start
+    written = sorted((store.path / shard.name).stat().st_mtime for shard in store.manifest.shards)
+    first = workers - 1
+    share = (len(written) - workers) / len(written)
+    return whole, (written[-1] - written[first]) / share
+
+
+def in_a_new_folder(
+    run: Callable[..., tuple[float, float]], *arguments: Any
+) -> Callable[[], tuple[float, float]]:
+    """Return a run that leaves nothing."""
+
+    def timed() -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            return run(*arguments[:2], Path(folder), *arguments[2:])
+
+    return timed
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--utterances", type=int, default=96)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ray", action="store_true")
+    options = parser.parse_args()
+    if options.utterances < 3 * BATCH * len(os.sched_getaffinity(0)):
+        parser.error("--utterances are too few for every core to have three windows")
+    cores = len(os.sched_getaffinity(0))
+    waves = [torch.randn(int(16000 * options.seconds)) for _ in range(options.utterances)]
+    if options.ray:
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # or it leaves a token in the user's home
+        import ray
+
+        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory() as folder:
+        common = (random_bundle(Path(folder)), waves)
+        rivals = {
+            "one loop": in_a_new_folder(loop, *common, 0),
+            "DataLoader workers": in_a_new_folder(loop, *common, cores),
+            f"local, {cores} workers": in_a_new_folder(extract, *common, "local", cores),
+            "local, 1 worker": in_a_new_folder(extract, *common, "local", 1),
+        }
+        if options.ray:
+            rivals[f"Ray, {cores} actors"] = in_a_new_folder(extract, *common, "ray", cores)
+            rivals["Ray, 1 actor"] = in_a_new_folder(extract, *common, "ray", 1)
+        figures = measure(rivals, options.rounds)
+    for part, title in enumerate(("with the start", "once all work")):
+        chosen = {name: [times[part] for times in runs] for name, runs in figures.items()}
+        report(f"{options.utterances} x {options.seconds:g} s, {title}", chosen, "s", "one loop")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""One run over a dataset: what is there is found, the rest is made, and the manifest comes last."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bundles.errors import (
+    BundlesWarning,
+    FeatureError,
+    InputError,
+    UnreadableInputWarning,
+    warn,
+)
+from bundles.features.encode.state import state_digest
+from bundles.features.engines.local import context_for, make_here, make_in_processes
+from bundles.features.engines.progress import telling
+from bundles.features.engines.ray import RayRows, make_of_rows, make_on_ray
+from bundles.features.engines.tasks import Task, tasks_of
+from bundles.features.engines.window import Made, Recipe, ShardMaker, encoder_of
+from bundles.features.inputs.open import Inputs
+from bundles.features.inputs.stamps import Stamps
+from bundles.features.store.manifest import FILE, Manifest, read_manifest, write_manifest
+from bundles.features.store.store import FeatureStore
+
+_SMALLEST, _LARGEST, _WINDOWS = 8, 128, 16  # items in a window, and how many windows there shall be
+_PATIENCE = 3.0  # seconds that workers take to start
+
+
+class Extraction:
+    """A run over a dataset.
+
+    Args:
+        recipe: what to make.
+        inputs: of what; a dataset of Ray is read by its cluster.
+        engine: ``"local"`` or ``"ray"``.
+        shard_size: items in a window; ``None`` for that of the store that is there, or 16 windows.
+
+    Raises:
+        FeatureStoreError: the manifest that is there is malformed, or of a later version.
+    """
+
+    def __init__(
+        self, recipe: Recipe, inputs: Inputs | RayRows, engine: str = "local", shard_size: int | None = None
+    ) -> None:
+        self._recipe = recipe
+        self._inputs = inputs
+        self._engine = engine
+        self._before = _manifest_at(recipe.folder)
+        self._size = shard_size or (self._before.shard_size if self._before else _window_size(inputs.count))
+        self._stamps = Stamps(recipe.folder)
+        self._state: str | None = self._before.state if self._before else None
+
+    def run(self, num_workers: int | None, *, progress: bool) -> FeatureStore:
+        """Return the finished store.
+
+        Raises:
+            InputError, NotDeterministicError, FeatureError, CacheError: as
+                :func:`bundles.extract_features`.
+        """
+        made: list[Made] = []
+        with (
+            telling(self._recipe.source.name, self._inputs.count, show=progress) as tell,
+            closing(self._windows(num_workers)) as windows,
+        ):
+            for each in windows:
+                made.append(each)
+                tell(each.seen)
+                self._note(each)
+        self._stamps.save()
+        self._finish(sorted(made, key=lambda each: each.number))
+        return FeatureStore(self._recipe.folder)
+
+    def _windows(self, num_workers: int | None) -> Generator[Made, None, None]:
+        """Yield what is there until something is not; from there on whoever makes shards looks first."""
+        if isinstance(self._inputs, RayRows):
+            self._build()
+            yield from make_of_rows(self._recipe, self._inputs, self._size, num_workers)
+            return
+        maker, tasks = ShardMaker(self._recipe), tasks_of(self._inputs, self._size)
+        for task in tasks:
+            found = self._find(maker, self._inputs, task)
+            if found is None:
+                yield from self._make(self._inputs, chain([task], tasks), num_workers)
+                return
+            yield found
+
+    def _find(self, maker: ShardMaker, inputs: Inputs, task: Task) -> Made | None:
+        known = [self._stamps.identity(stamp) for stamp in task.stamps(inputs)]
+        identities = [identity for identity in known if identity is not None]
+        if known and len(identities) == len(known):
+            names = [inputs.name(index) for index in task.indices]
+            if found := maker.find_by(task.number, identities, names):
+                return found
+        return maker.find(task, inputs)
+
+    def _build(self) -> nn.Module:
+        """Return the model, which also downloads what workers are about to read."""
+        model = self._recipe.source.build()
+        self._state = state_digest(model, self._recipe.facts.layers)
+        return model
+
+    def _make(self, inputs: Inputs, tasks: Iterator[Task], num_workers: int | None) -> Iterator[Made]:
+        recipe, model = self._recipe, self._build()
+        if self._engine == "ray":
+            yield from make_on_ray(recipe, inputs, tasks, num_workers)
+            return
+        workers = self._workers(num_workers)
+        if workers == 1 or num_workers is None:
+            maker = ShardMaker(recipe, encoder_of(recipe, model))
+            yield from self._make_here(maker, inputs, tasks, for_good=workers == 1)
+            del maker
+        del model  # the workers have their own
+        if (first := next(tasks, None)) is not None:
+            yield from make_in_processes(recipe, inputs, chain([first], tasks), workers)
+
+    def _make_here(
+        self, maker: ShardMaker, inputs: Inputs, tasks: Iterator[Task], *, for_good: bool
+    ) -> Iterator[Made]:
+        """Begin here, or do it all where the rest would not last longer than workers take to start."""
+        start, left = time.monotonic(), self._window_count()
+        for done, made in enumerate(make_here(maker, inputs, tasks), 1):
+            yield made
+            spent = time.monotonic() - start
+            rest = math.inf if left is None else spent / done * (left - done)
+            if not for_good and spent > _PATIENCE and rest > 3 * _PATIENCE:
+                return
+
+    def _workers(self, num_workers: int | None) -> int:
+        """How many processes compute; one is this one."""
+        if torch.device(self._recipe.source.device).type != "cpu" or num_workers == 1:
+            return 1
+        if context_for(self._recipe) is None:
+            if num_workers is None:
+                return 1
+            raise FeatureError(
+                f"{num_workers} workers cannot be started here: this process may have none, or the model "
+                f"cannot be pickled. Pass num_workers=1, or a bundle in the place of the model."
+            )
+        return min(num_workers or _cores(), self._window_count() or _LARGEST)
+
+    def _window_count(self) -> int | None:
+        count = self._inputs.count
+        return None if count is None else math.ceil(count / self._size)
+
+    def _note(self, made: Made) -> None:
+        for stamp, identity in made.stamps:
+            self._stamps.note(stamp, identity)
+        if made.damaged and made.shard is not None:
+            warn(
+                f"The shard {made.shard.name} in {self._recipe.folder} was damaged, and was made anew.",
+                BundlesWarning,
+            )
+
+    def _finish(self, made: Sequence[Made]) -> None:
+        """Write the manifest, unless it says the same already."""
+        unreadable = tuple(entry for each in made for entry in each.unreadable)
+        if not any(each.shard for each in made):
+            raise _nothing(unreadable)
+        manifest = self._manifest(made, unreadable)
+        if manifest != self._before:
+            write_manifest(self._recipe.folder, manifest)
+        if unreadable:
+            _warn_of(unreadable, manifest)
+
+    def _manifest(self, made: Sequence[Made], unreadable: tuple[tuple[str, str], ...]) -> Manifest:
+        recipe, before = self._recipe, self._before
+        shards = tuple(each.shard for each in made if each.shard is not None)
+        if self._state is None:  # all was there but the manifest
+            self._build()
+        same = before if before and {*shards} <= {*before.shards} else None
+        bounds = [each.bound or 0.0 for each in made] + ([before.bound] if before else [])
+        return Manifest(
+            recipe.facts,
+            self._state or "",
+            sum(each.seen for each in made),
+            self._size,
+            shards,
+            before.batch_size if before else recipe.batch_size,
+            max(bounds),
+            unreadable,
+            same.versions if same else recipe.source.versions(),
+        )
+
+
+def _nothing(unreadable: Sequence[tuple[str, str]]) -> InputError:
+    if not unreadable:
+        return InputError("The dataset holds nothing: give at least one item.")
+    return InputError(
+        f"None of the {len(unreadable)} items can be read; the first: {unreadable[0][1]}",
+        inputs=tuple(name for name, _ in unreadable),
+    )
+
+
+def _warn_of(unreadable: Sequence[tuple[str, str]], manifest: Manifest) -> None:
+    more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+    warn(
+        f"{len(unreadable)} of {manifest.count} items could not be read and were left out: "
+        f"{'; '.join(why.rstrip('.') for _, why in unreadable[:3])}{more}. All are in "
+        f"store.manifest.unreadable.",
+        UnreadableInputWarning,
+    )
+
+
+def _manifest_at(folder: Path) -> Manifest | None:
+    return read_manifest(folder) if (folder / FILE).exists() else None
+
+
+def _window_size(count: int | None) -> int:
+    return _LARGEST if count is None else min(max(math.ceil(count / _WINDOWS), _SMALLEST), _LARGEST)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
