@@ -1,4 +1,4 @@
-"""Tables of docs/peers.md: made of what the benchmarks stored, between two marks of the page."""
+"""Tables of docs/peers.md and others: made of what the benchmarks stored, between two marks of the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "peers.md"
+PAGES = Path(__file__).parent.parent / "docs"
 RESULTS = Path(__file__).parent / "results"
 NONE = "-"  # not asked
 DETAIL = "equals eval"  # the check that is shown for each architecture
@@ -16,9 +16,10 @@ DETAIL = "equals eval"  # the check that is shown for each architecture
 def store(name: str, results: dict[str, Any]) -> None:
     """Keep what a benchmark found, and put its tables into the page."""
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    before, start, rest = PAGE.read_text().partition(f"<!-- {name}: generated -->\n")
+    page = _page(name)
+    before, start, rest = page.read_text().partition(f"<!-- {name}: generated -->\n")
     end = f"<!-- {name}: end -->\n"
-    PAGE.write_text(before + start + TABLES[name](results) + end + rest.partition(end)[2])
+    page.write_text(before + start + TABLES[name](results) + end + rest.partition(end)[2])
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -33,7 +34,7 @@ def stored(name: str) -> str:
 
 def printed(name: str) -> str:
     """Return what the page says."""
-    after = PAGE.read_text().partition(f"<!-- {name}: generated -->\n")[2]
+    after = _page(name).read_text().partition(f"<!-- {name}: generated -->\n")[2]
     return after.partition(f"<!-- {name}: end -->\n")[0]
 
 
@@ -63,7 +64,19 @@ def mechanism(results: dict[str, Any]) -> str:
     return _versions(results) + _markdown(["check", *answers], [*lines, total])
 
 
-TABLES = {"architectures": architectures, "mechanism": mechanism}
+def trainers(results: dict[str, Any]) -> str:
+    """Return one line per trainer and way to freeze."""
+    verdicts = results["verdicts"]
+    questions = list(next(iter(verdicts.values())))
+    lines = [[name, *(words[question] for question in questions)] for name, words in verdicts.items()]
+    return _versions(results) + _markdown(["frozen by", *questions], lines)
+
+
+TABLES = {"architectures": architectures, "mechanism": mechanism, "trainers": trainers}
+
+
+def _page(name: str) -> Path:
+    return PAGES / ("trainers.md" if name == "trainers" else "peers.md")
 
 
 def _versions(results: dict[str, Any]) -> str:

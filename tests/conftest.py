@@ -12,6 +12,7 @@ import torch
 import bundles
 from bundles.registry.origins import add_builtin
 from bundles.registry.registry import Registry
+from redirects import forget_redirects
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +44,12 @@ def _hermetic(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_redirects() -> Iterator[None]:
+    yield
+    forget_redirects()
 
 
 @pytest.fixture
