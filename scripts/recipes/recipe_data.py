@@ -1,0 +1,192 @@
+"""What the recipes share: data in folders, read and generated, and small models without weights.
+
+Generated data is written as your own would lie there, so that a recipe has one way to read both.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bundles
+from bundles.demo.numerals import NUMERALS, numerals
+from bundles.demo.speech import RATE, utterances
+from bundles.features.inputs.open import open_inputs
+from bundles.features.inputs.preprocess import preprocessing_of
+
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def class_folder(folder: Path, endings: Sequence[str]) -> tuple[list[Path], Tensor, list[str]]:
+    """Return the files of a folder of one subfolder per class, their labels ``[files]``, and the classes."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    found = [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((folder / name).iterdir())
+        if path.suffix.lower() in endings
+    ]
+    if len({label for _, label in found}) < 2:
+        raise SystemExit(f"{folder} holds no files {', '.join(endings)} in at least two subfolders.")
+    return [path for path, _ in found], torch.tensor([label for _, label in found]), names
+
+
+def class_folders(
+    folder: Path, other: Path | None, endings: Sequence[str]
+) -> tuple[list[Path], Tensor, list[str], list[int], list[int]]:
+    """As :func:`class_folder`, then the numbers of files to train on and to test.
+
+    Those to test are all of ``other``, or without it a fifth of ``folder``.
+    """
+    paths, labels, names = class_folder(folder, endings)
+    if other is None:
+        return paths, labels, names, *split(len(paths))
+    more, theirs, found = class_folder(other, endings)
+    if found != names:
+        raise SystemExit(f"{other} has the classes {', '.join(found)}, and {folder} {', '.join(names)}.")
+    both = [*paths, *more]
+    return both, torch.cat([labels, theirs]), names, [*range(len(paths))], [*range(len(paths), len(both))]
+
+
+def table(path: Path) -> list[tuple[str, str]]:
+    """Return the rows of a file of two columns parted by a tab, without a heading."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
+    if any(len(row) != 2 for row in rows):
+        raise SystemExit(f"{path} has a row of other than two columns, parted by a tab.")
+    return [(first, second) for first, second in rows]
+
+
+def split(count: int, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Return four fifths of the numbers below ``count``, and the others, at random."""
+    if count < 5:
+        raise SystemExit(f"{count} are too few: a fifth is kept back to test on.")
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order[count // 5 :], order[: count // 5]
+
+
+def waveforms(bundle: bundles.Bundle, paths: Sequence[Path]) -> list[Tensor]:
+    """Return audio ``[samples]`` of one channel, at the rate of the bundle."""
+    inputs = open_inputs(list(map(str, paths)), preprocessing_of(bundle))
+    return [inputs.read(index).tensor for index in range(len(inputs))]
+
+
+def batches(order: Sequence[int], size: int) -> Iterable[list[int]]:
+    """Yield the numbers in a new random order, so many at a time."""
+    return chunks([order[int(index)] for index in torch.randperm(len(order))], size)
+
+
+def chunks(order: Sequence[int], size: int) -> Iterable[list[int]]:
+    """Yield the numbers in their order, so many at a time."""
+    return (list(order[start : start + size]) for start in range(0, len(order), size))
+
+
+# --- generated ------------------------------------------------------------------------------------
+
+
+def write_numerals(folder: Path, count: int, part: str = "train") -> Path:
+    """German numerals that ship with the package, over noise: a subfolder each, and ``texts.tsv``.
+
+    The voices of ``part="test"`` are not those of ``"train"``.
+    """
+    waves, labels = numerals(part, count, torch.Generator().manual_seed(0))
+    rows = []
+    for number, (wave, label) in enumerate(zip(waves, labels.tolist(), strict=True)):
+        rows.append((folder / NUMERALS[label] / f"{number:04d}.wav", NUMERALS[label]))
+        write_wave(rows[-1][0], wave)
+    (folder / "texts.tsv").write_text("".join(f"{p}\t{t}\n" for p, t in rows), encoding="utf-8")
+    return folder
+
+
+def write_speech(folder: Path) -> None:
+    """The numerals as they are, without noise, in voices of training and of test."""
+    for number, said in enumerate(utterances("train") + utterances("test")):
+        write_wave(folder / f"{number:03d}.wav", said.wave)
+
+
+def write_wave(path: Path, wave: Tensor) -> None:
+    """Write audio ``[samples]`` at 16 kHz, as quiet as it takes not to be clipped."""
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, (wave / wave.abs().max().clamp(min=1)).numpy(), RATE, subtype="PCM_16")
+
+
+def write_sentences(path: Path, count: int) -> None:
+    """Sentences of words without sense: of which sort there are more is the class."""
+    draw = random.Random(0)
+    sorts = [[f"{start}{end}" for start in "bdgklm" for end in ends] for ends in (("a", "e"), ("o", "u"))]
+    rows = []
+    for _ in range(count):
+        words = [draw.choice(sorts[draw.random() < 0.5]) for _ in range(draw.randrange(7, 20, 2))]
+        more = sum(word in sorts[1] for word in words) > len(words) / 2
+        rows.append(f"{' '.join(words)}\t{'dark' if more else 'bright'}\n")
+    path.write_text("".join(rows), encoding="utf-8")
+
+
+def write_images(folder: Path, count: int) -> None:
+    """Stripes across, stripes along and checks, of a random width and colour, over noise."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    at = np.arange(64)
+    for number in range(count):
+        kind = ("across", "along", "checks")[number % 3]
+        wave = np.sign(np.sin(at * 2 * np.pi / draw.integers(8, 24) + draw.uniform(0, 6)))
+        pattern = {"across": wave[:, None] + 0 * at, "along": wave + 0 * at[:, None]}.get(kind)
+        pattern = np.outer(wave, wave) if pattern is None else pattern
+        pixels = (
+            128 + 50 * pattern[..., None] * draw.uniform(0.3, 1, 3) + 25 * draw.standard_normal((64, 64, 3))
+        )
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{number:04d}.png")
+
+
+def random_xlmr(folder: Path, sentences: Sequence[str]) -> bundles.Bundle:
+    """XLM-R of two blocks with random weights, and a tokenizer of whole words, as a bundle of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    words = sorted({word for sentence in sentences for word in sentence.split()})
+    ids = {word: index for index, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = XLMRobertaConfig(
+        vocab_size=len(ids),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=66,
+    )
+    XLMRobertaModel(config).save_pretrained(folder)
+    bundle = bundles.get_bundle(f"file:{folder}")
+    return replace(
+        bundle,
+        assets={"tokenizer": bundles.WeightSource(f"file:{folder / 'tokenizer.json'}")},
+        metadata={**bundle.metadata, "companions": "text", "max_tokens": 64},
+    )
+
+
+def random_vit(folder: Path) -> bundles.Bundle:
+    """The ViT of timm for tests, of six blocks, with random weights, as a bundle of its own."""
+    import timm
+
+    timm.models.save_for_hf(
+        timm.create_model("test_vit", num_classes=2, global_pool="avg"), folder, safe_serialization=True
+    )
+    return bundles.get_bundle(f"file:{folder}")
