@@ -14,6 +14,9 @@ from bundles.registry.origins import add_builtin
 from bundles.registry.registry import Registry
 from redirects import forget_redirects
 
+# SpeechBrain would turn off the profiling of TorchScript, for every test that follows in the process.
+os.environ["SB_DISABLE_QUIRKS"] = "allow_tf32,disable_jit_profiling"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")

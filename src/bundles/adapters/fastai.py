@@ -92,7 +92,8 @@ class FreezeCallback(Callback):  # type: ignore[misc]
     >>> from fastai.learner import Learner
     >>> from fastai.data.core import DataLoaders
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
-    >>> dls = DataLoaders.from_dsets([(torch.ones(4), torch.ones(1))] * 6, [], bs=3, device="cpu")
+    >>> pairs = [(torch.ones(4), torch.ones(1))] * 6
+    >>> dls = DataLoaders.from_dsets(pairs, pairs, bs=3, device="cpu")
     >>> learn = Learner(
     ...     dls, model, torch.nn.MSELoss(), splitter=splitter, cbs=FreezeCallback(freeze="encoder"))
     >>> with learn.no_logging():
