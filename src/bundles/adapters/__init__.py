@@ -1,6 +1,7 @@
 """Adapters for trainers: each translates a trainer's events into those of a :class:`Session`.
 
-Each module imports its library when it is imported itself: ``bundles.adapters.lightning`` and so on.
+Each module imports its library when it is imported itself, ``bundles.adapters.lightning`` and so on; that of
+Keras at the first use, since its backend may be chosen until then.
 """
 
 from __future__ import annotations

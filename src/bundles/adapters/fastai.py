@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bundles.adapters import whole_groups
-from bundles.adapters.session import Session
+from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.api import freeze_plan
@@ -26,7 +26,6 @@ from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.plan import FreezePlan
 from bundles.spec.policy import FreezePolicy
-from bundles.spec.values import shown
 
 if TYPE_CHECKING:
     from fastai.callback.core import Callback
@@ -116,10 +115,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]
         delta: str | os.PathLike[str] | None = None,
         unit: Literal["epoch", "step"] = "epoch",
     ) -> None:
-        if unit not in ("epoch", "step"):
-            raise FreezeArgumentError(f"unit={shown(unit)} is neither 'epoch' nor 'step'.")
-        if verify not in ("epoch", "step", False):
-            raise FreezeArgumentError(f"verify={shown(verify)} is none of 'epoch', 'step' and False.")
+        check_choices(verify=verify, unit=unit)
         self.session = Session(
             schedule=schedule,
             freeze=freeze,

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from bundles.adapters import partial
-from bundles.adapters.session import Session
+from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
-from bundles.errors import FreezeArgumentError
 from bundles.freezing.apply import own_plan
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.policy import FreezePolicy
-from bundles.spec.values import shown
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -70,10 +68,7 @@ class FreezeCallback(Callback):
         unit: Literal["epoch", "step"] = "epoch",
         delta: bool = False,
     ) -> None:
-        if verify not in ("epoch", "step", False):
-            raise FreezeArgumentError(f"verify={shown(verify)} is none of 'epoch', 'step' and False.")
-        if unit not in ("epoch", "step"):
-            raise FreezeArgumentError(f"unit={shown(unit)} is neither 'epoch' nor 'step'.")
+        check_choices(verify=verify, unit=unit)
         self.session = Session(
             schedule=schedule, freeze=freeze, freeze_mode=freeze_mode, verify=bool(verify), delta=delta
         )

@@ -261,3 +261,18 @@ class Session:
                 f"The run was saved with {state['freeze'] or 'no freeze= and no schedule='} and goes on with "
                 f"{self._described() or 'neither'}: give the same, or begin a new run from the weights."
             )
+
+
+def check_choices(*, verify: object, unit: object) -> None:
+    """Refuse what an adapter takes neither for how often to verify nor for what a schedule counts.
+
+    Raises:
+        FreezeArgumentError: ``verify`` is none of ``"epoch"``, ``"step"`` and ``False``, or ``unit`` is
+            neither of the first two.
+
+    >>> check_choices(verify="epoch", unit="step")
+    """
+    if verify is not False and verify not in ("epoch", "step"):
+        raise FreezeArgumentError(f"verify={shown(verify)} is none of 'epoch', 'step' and False.")
+    if unit not in ("epoch", "step"):
+        raise FreezeArgumentError(f"unit={shown(unit)} is neither 'epoch' nor 'step'.")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bundles.adapters import whole_groups
-from bundles.adapters.session import Session
+from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.schedule import UnfreezeSchedule
@@ -78,10 +78,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]
 
     def initialize(self) -> FreezeCallback:
         """Begin anew, as ``net.initialize()`` does."""
-        if self.unit not in ("epoch", "step"):
-            raise FreezeArgumentError(f"unit={shown(self.unit)} is neither 'epoch' nor 'step'.")
-        if self.verify not in ("epoch", "step", False):
-            raise FreezeArgumentError(f"verify={shown(self.verify)} is none of 'epoch', 'step' and False.")
+        check_choices(verify=self.verify, unit=self.unit)
         self.session_ = Session(
             schedule=self.schedule,
             freeze=self.freeze,

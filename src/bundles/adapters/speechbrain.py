@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from bundles.adapters.session import Session
+from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
 from bundles.delta.load import load_delta
 from bundles.errors import FreezeArgumentError, PinError
@@ -89,10 +89,7 @@ class FreezeBrain(Brain):  # type: ignore[misc]
         frozen_module: str | None = None,
         **named: Any,
     ) -> None:
-        if unit not in ("epoch", "step"):
-            raise FreezeArgumentError(f"unit={shown(unit)} is neither 'epoch' nor 'step'.")
-        if verify not in ("epoch", "step", False):
-            raise FreezeArgumentError(f"verify={shown(verify)} is none of 'epoch', 'step' and False.")
+        check_choices(verify=verify, unit=unit)
         self.freezing = Session(
             schedule=schedule, freeze=freeze, freeze_mode=freeze_mode, verify=bool(verify), delta=delta
         )

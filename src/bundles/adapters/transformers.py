@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from bundles.adapters.session import Session
+from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
-from bundles.errors import FreezeArgumentError
 from bundles.freezing.optimizer.optimizers import all_groups, as_optimizers
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.policy import FreezePolicy
-from bundles.spec.values import shown
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -60,10 +58,7 @@ class FreezeCallback(TrainerCallback):
         unit: Literal["epoch", "step"] = "epoch",
         delta: bool = False,
     ) -> None:
-        if verify not in ("epoch", "step", False):
-            raise FreezeArgumentError(f"verify={shown(verify)} is none of 'epoch', 'step' and False.")
-        if unit not in ("epoch", "step"):
-            raise FreezeArgumentError(f"unit={shown(unit)} is neither 'epoch' nor 'step'.")
+        check_choices(verify=verify, unit=unit)
         self.session = Session(
             schedule=schedule, freeze=freeze, freeze_mode=freeze_mode, verify=bool(verify), delta=delta
         )
