@@ -4,7 +4,10 @@ The model is a wav2vec 2.0 of base size with random weights. Beside whole runs, 
 processes included, it says what a run takes once all of them work: the start is paid once, and a corpus takes
 hours.
 
-    python benchmarks/extraction.py [--utterances 96] [--seconds 4] [--rounds 3] [--ray]
+    python benchmarks/extraction.py [--utterances 96] [--seconds 4] [--rounds 3] [--ragged] [--ray]
+
+``--ragged`` has lengths from a quarter of that on, which the loop pads to the longest of a batch. This model
+lets padding into its features, so that the loop's are not those of an utterance alone.
 """
 
 from __future__ import annotations
@@ -43,19 +46,30 @@ def random_bundle(folder: Path) -> Bundle:
     )
 
 
-def loop(bundle: Bundle, waves: list[torch.Tensor], folder: Path, workers: int) -> tuple[float, float]:
+def padded(waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch as people make it."""
+    lengths = torch.tensor([len(wave) for wave in waves])
+    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths
+
+
+def loop(
+    bundle: Bundle, waves: list[torch.Tensor], folder: Path, workers: int, threads: int
+) -> tuple[float, float]:
     """The habit: a DataLoader, a loop, a file per utterance. Returns seconds with and without the start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     start = time.perf_counter()
     model = bundle.get_model(freeze=True, freeze_mode="features")
-    loader = DataLoader(waves, batch_size=BATCH, num_workers=workers)  # type: ignore[arg-type]
+    loader = DataLoader(waves, batch_size=BATCH, num_workers=workers, collate_fn=padded)  # type: ignore[arg-type]
     built, done = time.perf_counter(), 0
     with torch.inference_mode():
-        for batch in loader:
-            features, _ = model(batch)
-            for row in features.half():
-                torch.save(row.clone(), folder / f"{done}.pt")
+        for batch, lengths in loader:
+            features, frames = model(batch, lengths)
+            for row, count in zip(features.half(), frames, strict=True):
+                torch.save(row[:count].clone(), folder / f"{done}.pt")
                 done += 1
     end = time.perf_counter()
+    torch.set_num_threads(before)
     return end - start, end - built
 
 
@@ -91,12 +105,16 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ragged", action="store_true")
     parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
     if options.utterances < 3 * BATCH * len(os.sched_getaffinity(0)):
         parser.error("--utterances are too few for every core to have three windows")
     cores = len(os.sched_getaffinity(0))
-    waves = [torch.randn(int(16000 * options.seconds)) for _ in range(options.utterances)]
+    shares = (
+        torch.empty(options.utterances).uniform_(0.25, 1) if options.ragged else [1.0] * options.utterances
+    )
+    waves = [torch.randn(int(16_000 * options.seconds * share)) for share in shares]
     if options.ray:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # or it leaves a token in the user's home
         import ray
@@ -105,8 +123,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common = (random_bundle(Path(folder)), waves)
         rivals = {
-            "one loop": in_a_new_folder(loop, *common, 0),
-            "DataLoader workers": in_a_new_folder(loop, *common, cores),
+            "one loop": in_a_new_folder(loop, *common, 0, cores),
+            "one loop, one thread": in_a_new_folder(loop, *common, 0, 1),
+            "DataLoader workers": in_a_new_folder(loop, *common, cores, cores),
             f"local, {cores} workers": in_a_new_folder(extract, *common, "local", cores),
             "local, 1 worker": in_a_new_folder(extract, *common, "local", 1),
         }
