@@ -367,8 +367,36 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         other.encoder.blocks[1].linear.bias.add_(1e-3)
     with pytest.raises(DeltaBaseError, match=r"1 frozen tensors .* model\.encoder\.blocks\.1\.linear\.bias"):
         ours(other, 2, tmp_path, resume=True, delta=True)
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\)"):  # Lightning's own
-        ours(make_model(), 2, tmp_path, resume=True, delta=False)
+
+
+def test_a_delta_goes_on_as_a_whole_checkpoint(tmp_path: Path) -> None:
+    whole, again = make_model(), make_model()
+    ours(whole, EPOCHS, tmp_path / "whole", resume=False)
+    ours(make_model(), 2, tmp_path, resume=False, delta=True)
+    ours(again, EPOCHS, tmp_path, resume=True, delta=False)
+    assert same_contents(again, whole)
+    assert len(read(tmp_path / "run.ckpt")["state_dict"]) == len(again.state_dict())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_averages_that_move_frozen_weights_are_found(exact: bool, tmp_path: Path) -> None:
+    from pytorch_lightning.callbacks import WeightAveraging
+    from torch.optim.swa_utils import get_ema_avg_fn, get_ema_multi_avg_fn
+
+    from bundles.adapters.lightning import FreezeCallback
+
+    made: dict[str, Any] = {"avg_fn": get_ema_avg_fn(0.9)}  # type: ignore[no-untyped-call]
+    if exact:
+        made = {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}  # type: ignore[no-untyped-call]
+    model = make_model()
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    callbacks = (FreezeCallback(freeze="encoder"), WeightAveraging(**made))
+    if exact:
+        fit(Lit(model), 2, tmp_path, *callbacks)
+        assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+        return
+    with pytest.raises(bundles.FrozenDriftError, match=r"encoder\."):
+        fit(Lit(model), 2, tmp_path, *callbacks)
 
 
 def test_loading_stays_strict(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bundles.features.encode.call import way_of
 from bundles.features.encode.deterministic import check_deterministic, prefix
 from bundles.features.encode.encoder import Encoder
 from bundles.features.encode.layers import find_layers
-from bundles.features.encode.state import state_digest
+from bundles.features.encode.state import code_digest, state_digest
 from bundles.features.encode.trial import distance
 from transformers_zoo import TINY
 from zoo import KINDS, SMALL_TACOTRON2, randomized, shrunken
@@ -585,6 +585,43 @@ def test_a_digest_tells_buffers_classes_and_attributes() -> None:
         len({own, state_digest(made(nn.GELU())), state_digest(made(nn.ReLU(), 1e-3)), state_digest(moved)})
         == 4
     )
+
+
+def test_a_digest_of_code_tells_methods_hooks_and_a_forward_put_on_a_module() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.ndim in {1, 2, 3} else x
+
+    def made(*changes: Any) -> str:
+        net = nn.Sequential(nn.Linear(2, 2), Twice())
+        for change in changes:
+            change(net)
+        return code_digest(net)
+
+    def scaled(by: float) -> Any:
+        return lambda net: net[0].register_forward_hook(lambda *_: _[2] * by)
+
+    digests = {
+        made(),
+        made(scaled(2.0)),
+        made(scaled(3.0)),
+        made(lambda net: vars(net[1]).update(forward=lambda x: x)),
+    }
+    assert len(digests) == 4
+    assert made(scaled(2.0)) in digests
+    before, Twice.forward = Twice.forward, lambda self, x: x * 3  # type: ignore[method-assign]
+    assert made() not in digests
+    Twice.forward = before  # type: ignore[method-assign]
+    assert made() in digests
+
+
+def test_what_is_not_a_number_is_refused() -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * float("nan")
+
+    with pytest.raises(bundles.InputError, match=r"output has numbers that are not a number"):
+        Encoder(Broken(2, 2), batch_size=1).encode([torch.ones(3, 2)])
 
 
 def test_a_digest_needs_values() -> None:

@@ -107,8 +107,13 @@ def test_data_that_cannot_be_used_is_said(data: ModuleType, tmp_path: Path) -> N
     with pytest.raises(SystemExit, match=r"holds no files \.wav, .* in at least two subfolders"):
         importlib.import_module("keyword_spotting").main(["--data", str(tmp_path)])
     (tmp_path / "texts.tsv").write_text("only a text\n")
-    with pytest.raises(SystemExit, match="has a row of other than two columns, parted by a tab"):
+    with pytest.raises(SystemExit, match=r"Line 1 of .* has \d columns parted by a tab, not two"):
         importlib.import_module("text_classifier").main(["--data", str(tmp_path / "texts.tsv")])
+    (tmp_path / "texts.tsv").write_text("a text\tgood\nanother\tgood\n")
+    with pytest.raises(SystemExit, match="has one class, good, and no other"):
+        importlib.import_module("text_classifier").main(["--data", str(tmp_path / "texts.tsv")])
+    with pytest.raises(SystemExit, match="nowhere is no folder"):
+        importlib.import_module("image_head").main(["--data", str(tmp_path / "nowhere")])
 
 
 @pytest.mark.slow

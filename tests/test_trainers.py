@@ -138,6 +138,13 @@ def test_two_answers_to_one_question_are_refused() -> None:
         Session(schedule=schedule(), freeze="encoder")
 
 
+def test_a_mode_beside_a_schedule_is_that_of_the_schedule() -> None:
+    schedule = bundles.UnfreezeSchedule({0: "encoder"}, mode="weights")
+    Session(schedule=schedule, freeze_mode="weights")
+    with pytest.raises(FreezeArgumentError, match=r"'frontend' is not that of the schedule.*mode='frontend'"):
+        Session(schedule=schedule, freeze_mode="frontend")
+
+
 def test_an_adapter_that_is_none_is_named() -> None:
     with pytest.raises(AttributeError, match="no attribute 'ignite'; it has accelerate, fastai"):
         bundles.adapters.ignite  # noqa: B018

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for _ in range(options.epochs):
             model.train()  # what is frozen stays in eval mode: no dropout, no stochastic depth
             for chosen in batches(train, options.batch_size):
+                if len(chosen) == 1:
+                    continue  # of one image the probe has no statistics
                 loss = nn.functional.cross_entropy(model(look(chosen)), labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()

@@ -27,16 +27,18 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 def class_folder(folder: Path, endings: Sequence[str]) -> tuple[list[Path], Tensor, list[str]]:
     """Return the files of a folder of one subfolder per class, their labels ``[files]``, and the classes."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    found = [
-        (path, label)
-        for label, name in enumerate(names)
-        for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in endings
-    ]
-    if len({label for _, label in found}) < 2:
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder: give one of one subfolder per class.")
+    found = {
+        entry.name: files
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir()
+        and (files := [path for path in sorted(entry.iterdir()) if path.suffix.lower() in endings])
+    }
+    if len(found) < 2:
         raise SystemExit(f"{folder} holds no files {', '.join(endings)} in at least two subfolders.")
-    return [path for path, _ in found], torch.tensor([label for _, label in found]), names
+    labels = [label for label, files in enumerate(found.values()) for _ in files]
+    return [path for files in found.values() for path in files], torch.tensor(labels), list(found)
 
 
 def class_folders(
@@ -58,11 +60,15 @@ def class_folders(
 
 def table(path: Path) -> list[tuple[str, str]]:
     """Return the rows of a file of two columns parted by a tab, without a heading."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [tuple(row) for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-    if any(len(row) != 2 for row in rows):
-        raise SystemExit(f"{path} has a row of other than two columns, parted by a tab.")
-    return [(first, second) for first, second in rows]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path} cannot be read as text in UTF-8: {error}.") from error
+    for number, row in enumerate(rows, 1):
+        if len(row) not in (0, 2):
+            raise SystemExit(f"Line {number} of {path} has {len(row)} columns parted by a tab, not two.")
+    return [(row[0], row[1]) for row in rows if row]
 
 
 def split(count: int, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_sentences(options.data, 400)
         rows = table(options.data)
         texts, names = [text for text, _ in rows], sorted({label for _, label in rows})
+        if len(names) < 2:
+            raise SystemExit(f"{options.data} has one class, {names[0] if names else 'none'}, and no other.")
         labels = torch.tensor([names.index(label) for _, label in rows])
         if options.bundle is None:
             bundle = random_xlmr(Path(scratch) / "xlmr", texts)

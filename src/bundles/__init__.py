@@ -17,6 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bundles import adapters as adapters
+    from bundles import features as features
     from bundles import heads as heads
     from bundles.assemble import get_model as get_model
     from bundles.assemble import load_into as load_into
@@ -120,6 +122,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "adapters": "bundles",
+    "features": "bundles",
     "heads": "bundles",
     "get_model": "bundles.assemble",
     "load_into": "bundles.assemble",

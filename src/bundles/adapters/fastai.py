@@ -88,6 +88,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]
         FrozenDriftError: from ``fit()``: something frozen moved.
 
     >>> import torch
+    >>> import fastai.callback.progress
     >>> from fastai.learner import Learner
     >>> from fastai.data.core import DataLoaders
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
@@ -95,7 +96,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]
     >>> dls = DataLoaders.from_dsets(pairs, pairs, bs=3, device="cpu")
     >>> learn = Learner(
     ...     dls, model, torch.nn.MSELoss(), splitter=splitter, cbs=FreezeCallback(freeze="encoder"))
-    >>> with learn.no_logging():
+    >>> with learn.no_bar(), learn.no_logging():
     ...     learn.unfreeze()
     ...     learn.fit(1)
     >>> int(model[1].num_batches_tracked), model[1].weight.requires_grad

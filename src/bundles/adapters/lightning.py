@@ -80,9 +80,10 @@ class FreezeCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze before the optimizers are made, and before a checkpoint is loaded."""
         if self.session.delta:
-            self._base, self._filled = partial.Base.of(pl_module), set()
-            register: Any = pl_module.register_load_state_dict_pre_hook
-            self._handle = register(self._fill)
+            self._base = partial.Base.of(pl_module)
+        self._filled = set()
+        register: Any = pl_module.register_load_state_dict_pre_hook
+        self._handle = register(self._fill)
         if stage == "fit" and any(True for _ in pl_module.parameters()):  # not before configure_model()
             self.session.prepare(_part(pl_module)[1])
 
@@ -90,8 +91,7 @@ class FreezeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Compare what the checkpoint leaves out with what the model had."""
-        if self.session.delta:
-            partial.check(checkpoint.get(partial.KEY, {}), self._filled, pl_module)
+        partial.check(checkpoint.get(partial.KEY, {}), self._filled, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the optimizers hold what trains, before their state is loaded."""
@@ -122,6 +122,10 @@ class FreezeCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Verify every byte."""
+        self.session.check(_part(pl_module)[1])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify once more: averages of weights are put into the module after the last epoch."""
         self.session.check(_part(pl_module)[1])
 
     def on_save_checkpoint(

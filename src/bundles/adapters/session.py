@@ -77,6 +77,11 @@ class Session:
             raise FreezeArgumentError(
                 f"Both schedule= and freeze={shown(freeze)} say what is frozen at first: give one of them."
             )
+        if schedule is not None and parse_mode(freeze_mode) not in (parse_mode("eval"), schedule.mode):
+            raise FreezeArgumentError(
+                f"freeze_mode={shown(freeze_mode)} is not that of the schedule, which has one of its own: "
+                f"type bundles.UnfreezeSchedule(..., mode={shown(freeze_mode)})."
+            )
         self.schedule = schedule
         self.verify = verify
         self.policy = None if freeze is None else parse_policy(freeze)

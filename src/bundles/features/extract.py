@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from bundles.assemble.request import Freeze
 from bundles.errors import FeatureError
 from bundles.features.encode.deterministic import check_deterministic
 from bundles.features.encode.layers import find_layers
-from bundles.features.encode.state import state_digest
+from bundles.features.encode.state import code_digest, state_digest
 from bundles.features.engines.ray import RayRows, check_source, is_ray_dataset
 from bundles.features.engines.run import Extraction
 from bundles.features.engines.source import BundleSource, Source, plan_digest, source_of
@@ -158,8 +159,14 @@ def facts_of(
     wanted = [layers] if isinstance(layers, int | str) else layers
     check_deterministic(outline, wanted, batch_size)
     names = tuple(layer.name for layer in find_layers(outline, wanted))
-    model = source.pin() if isinstance(source, BundleSource) else "state:" + state_digest(outline, names)
+    model = source.pin() if isinstance(source, BundleSource) else _model_digest(outline, names)
     return FeatureFacts(model, plan_digest(outline), names, dtype, preprocessing.to_dict())
+
+
+def _model_digest(model: nn.Module, layers: Sequence[str]) -> str:
+    """What a module that no pin names is known by: values, structure, and the code that it runs."""
+    told = f"{state_digest(model, layers)} {code_digest(model)}"
+    return "state:" + hashlib.sha256(told.encode()).hexdigest()
 
 
 def _dtype(dtype: object) -> str:

@@ -134,7 +134,8 @@ class Encoder:
                 f"The encoder takes tensors without a batch dimension, not a {type(tensor).__name__}."
             )
         dtype = self._computes_in if tensor.is_floating_point() else None
-        return tensor.detach().to(self._device, dtype or tensor.dtype)
+        is_frame = self._way.known and self._way.takes == "frames" and tensor.ndim == 1
+        return (tensor[None] if is_frame else tensor).detach().to(self._device, dtype or tensor.dtype)
 
     def _try(self, example: Tensor) -> Sharing:
         """Find out what may share a call, of a model that may not even be the same each time."""
@@ -220,6 +221,8 @@ class Encoder:
             raise FeatureError(
                 f"{name} holds {values.dtype} numbers, and features are floats: ask for other layers."
             )
+        if values.isnan().any():
+            raise InputError(f"{name} has numbers that are not a number (NaN) for this input.")
         stored = values.to("cpu", self._dtype, copy=True)
         if not stored.isfinite().all() and values.isfinite().all():
             raise FeatureError(

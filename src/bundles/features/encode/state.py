@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from torch import nn
 from bundles.features.encode.layers import Anatomy, Layer
 from bundles.freezing.behaviour.hold import base_class
 from bundles.freezing.behaviour.knobs import knobs_of
+from bundles.freezing.behaviour.reads import own_code
 from bundles.freezing.derive import unwrap
 from bundles.freezing.proof.coverage import local_values
 from bundles.freezing.proof.digests import digests
 from bundles.spec.table import lineage
 
 _PLAIN = (bool, int, float, str)
+_NOT_READ = ("builtins", "torch")  # classes of these packages go by their names alone
 
 
 @torch.no_grad()
@@ -58,6 +61,58 @@ def state_digest(model: nn.Module, layers: Sequence[int | str] | None = None) ->
         "modules": sorted(modules.items()),
     }
     return hashlib.sha256(json.dumps(told, separators=(",", ":")).encode()).hexdigest()
+
+
+def code_digest(model: nn.Module) -> str:
+    """Return 64 hex digits over the code that a model's modules run, but for that of torch itself.
+
+    That is the bytecode of their classes, of hooks, and of a ``forward`` put on a single module, so that a
+    changed line is another model. It differs between versions of Python, too.
+
+    >>> code_digest(nn.Linear(2, 2)) == code_digest(nn.Linear(2, 2)) != code_digest(nn.Sequential(_Example()))
+    True
+    """
+    found: list[str] = []
+    for name, module in unwrap(model).named_modules():
+        found += (f"{name}:{told}" for entry in own_code(module) for told in _told(entry))
+    for cls in dict.fromkeys(base_class(module) for module in unwrap(model).modules()):
+        own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in _NOT_READ]
+        found += (
+            f"{base.__qualname__}:{t}" for base in own for entry in vars(base).values() for t in _told(entry)
+        )
+    return hashlib.sha256("\n".join(found).encode(errors="surrogatepass")).hexdigest()
+
+
+def _told(entry: Any) -> Iterator[str]:
+    """Yield what a function does, and with which plain values it was made."""
+    inner = getattr(entry, "__func__", getattr(entry, "func", getattr(entry, "fget", entry)))
+    code = getattr(inner, "__code__", None)
+    if isinstance(code, CodeType):
+        yield _read(code)
+        given = (*(inner.__defaults__ or ()), *(_content(cell) for cell in inner.__closure__ or ()))
+        yield repr([value for value in given if _is_plain(value)])
+
+
+def _read(code: CodeType) -> str:
+    return f"{code.co_name} {code.co_code.hex()} {code.co_names} {[_constant(c) for c in code.co_consts]}"
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _read(value)
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)  # as in any process
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return None
+
+
+class _Example(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
 
 
 def _relative(name: str, start: str) -> str:
