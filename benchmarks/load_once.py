@@ -21,7 +21,7 @@ from typing import Any
 import libraries
 
 MODULES = (
-    *("torch", "torchaudio", "torchaudio.pipelines", "bundles.assemble", "bundles.builders.load"),
+    *("torch", "torchaudio", "torchaudio.pipelines", "bundles.assemble.model", "bundles.builders.load"),
     *(
         "bundles.builders.keys",
         "bundles.builders.tensors",
