@@ -149,6 +149,19 @@ def test_equal_contents_give_equal_files_and_a_changed_one_another_digest(tmp_pa
     assert build(tmp_path / "c", changed).digest != first.digest
 
 
+@pytest.mark.parametrize("rows", [1, 4096, 4097, 9000])
+def test_the_digest_of_a_shard_is_what_the_documentation_says(rows: int, tmp_path: Path) -> None:
+    items = [{"output": torch.randn(rows, 256)}, {"output": torch.randn(2, 256)}]  # 4 MiB are 4096 rows
+    shard = write_shard(tmp_path, "00000-0123456789abcdef.safetensors", ["a", "b"], [bytes(32)] * 2, items)
+    data = (tmp_path / shard.name).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    pieces = [data[at : at + (4 << 20)] for at in range(start, len(data), 4 << 20)]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces))
+    digest.update(data[:start].replace(shard.sha256.encode(), b"0" * 64))
+    assert (digest.hexdigest(), len(data)) == (shard.sha256, shard.size)
+    assert find_shard(tmp_path, shard.name) == shard
+
+
 def test_the_digest_is_of_facts_and_contents_alone(tmp_path: Path) -> None:
     manifest = build(tmp_path, ragged(9))
     others = replace(manifest, batch_size=32, bound=1e-6, versions={"torch": "2"}, state="other")

@@ -69,11 +69,12 @@ def extract_features(
             ``store.manifest.bound``.
         device: where the model computes.
         dtype: of what is stored: float16, bfloat16 or float32.
-        engine: ``"local"``, processes of one thread each; or ``"ray"``, actors of a cluster.
+        engine: ``"local"``, this process and others beside it, of one thread each; or ``"ray"``, actors of a
+            cluster.
         freeze: how a bundle is frozen, as :func:`bundles.get_model` takes it.
         freeze_mode: as :func:`bundles.get_model` takes it.
-        num_workers: processes or actors; without it one for each core that this process may use. With one
-            the local engine computes in this process.
+        num_workers: processes, this one among them, or actors; without it one for each core that this
+            process may use. On an accelerator the others read for this one.
         shard_size: items in a window; without it that of the store that is there, or 16 windows of 8 to 128.
         on_error: what becomes of an item that cannot be read, or that the model does not take: ``"raise"``
             stops, and keeps what is finished; ``"skip"`` leaves it out and notes it in the manifest.

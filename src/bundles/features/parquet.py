@@ -10,7 +10,7 @@ import torch
 from bundles.assemble.request import Freeze
 from bundles.features.engines.ray import RayRows, map_rows, map_windows, telling_why
 from bundles.features.engines.source import source_of
-from bundles.features.engines.tasks import tasks_of
+from bundles.features.engines.tasks import Tasks
 from bundles.features.extract import prepare
 from bundles.features.inputs.preprocess import Preprocessing
 from bundles.spec.bundle import Bundle
@@ -78,6 +78,6 @@ def extract_to_parquet(
     if isinstance(inputs, RayRows):
         tables = map_rows(recipe, inputs, _WINDOW, num_workers, as_table=True)
     else:
-        tables = map_windows(recipe, inputs, tasks_of(inputs, _WINDOW), num_workers, as_table=True)
+        tables = map_windows(recipe, inputs, Tasks(inputs, _WINDOW), num_workers, as_table=True)
     with telling_why():
         tables.write_parquet(out)

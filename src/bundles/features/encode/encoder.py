@@ -97,6 +97,8 @@ class Encoder:
     def encode(self, inputs: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Return the features of each input by layer, on the CPU, in the order of the inputs.
 
+        They are computed in the dtype that the model has: ``torch.autocast`` around this has no effect.
+
         Args:
             inputs: without batch dimension: ``[samples]``, ``[tokens]``, ``[channels, height, width]``,
                 ``[frames, size]``.
@@ -114,7 +116,7 @@ class Encoder:
         results: list[dict[str, Tensor]] = [{} for _ in tensors]
         if not tensors:
             return results
-        with evaluating(self._model):
+        with evaluating(self._model), torch.autocast(self._device.type, enabled=False):
             sharing = self._sharing = self._sharing or self._try(tensors[0])
             if not sharing.stacks:
                 self._bound = 0.0
@@ -205,7 +207,7 @@ class Encoder:
             shapes = sorted({tuple(tensor.shape) for tensor in batch})
             raise InputError(
                 f"The {type(self._encoder).__name__} does not take inputs of shape "
-                f"{', '.join(str(list(shape)) for shape in shapes)}: {error}"
+                f"{', '.join(str(list(shape)) for shape in shapes)}, so mend it or leave it out: {error}"
             ) from error
         needs_end = self._way.takes == "lengths" and not self._way.known
         self._stops = not needs_end and max(seen.calls.values()) == 1

@@ -19,11 +19,12 @@ import torch
 
 from bundles.builders.require import require
 from bundles.errors import BundlesError, FeatureError
+from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.rows import item_of, rows_of
 from bundles.features.engines.source import ModuleSource, Source
 from bundles.features.engines.table import table_of
 from bundles.features.engines.tasks import Task
-from bundles.features.engines.window import Made, Recipe, ShardMaker
+from bundles.features.engines.window import Made, Recipe
 from bundles.features.inputs.item import Item
 from bundles.features.inputs.open import Inputs
 from bundles.features.inputs.preprocess import Preprocessing

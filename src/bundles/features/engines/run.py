@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,18 +21,21 @@ from bundles.errors import (
     warn,
 )
 from bundles.features.encode.state import state_digest
-from bundles.features.engines.local import context_for, make_here, make_in_processes
+from bundles.features.engines.accelerator import make_fed
+from bundles.features.engines.local import make_here, make_together
+from bundles.features.engines.maker import ShardMaker, encoder_of
 from bundles.features.engines.progress import telling
 from bundles.features.engines.ray import RayRows, make_of_rows, make_on_ray
-from bundles.features.engines.tasks import Task, tasks_of
-from bundles.features.engines.window import Made, Recipe, ShardMaker, encoder_of
+from bundles.features.engines.tasks import Task, Tasks
+from bundles.features.engines.travel import context_for, may_start_others
+from bundles.features.engines.window import Made, Recipe
 from bundles.features.inputs.open import Inputs
 from bundles.features.inputs.stamps import Stamps
 from bundles.features.store.manifest import FILE, Manifest, read_manifest, write_manifest
 from bundles.features.store.store import FeatureStore
 
 _SMALLEST, _LARGEST, _WINDOWS = 8, 128, 16  # items in a window, and how many windows there shall be
-_PATIENCE = 3.0  # seconds that workers take to start
+_PATIENCE = 3.0  # seconds that a process takes to start
 
 
 class Extraction:
@@ -85,11 +88,12 @@ class Extraction:
             self._build()
             yield from make_of_rows(self._recipe, self._inputs, self._size, num_workers)
             return
-        maker, tasks = ShardMaker(self._recipe), tasks_of(self._inputs, self._size)
+        maker, tasks = ShardMaker(self._recipe), Tasks(self._inputs, self._size)
         for task in tasks:
             found = self._find(maker, self._inputs, task)
             if found is None:
-                yield from self._make(self._inputs, chain([task], tasks), num_workers)
+                tasks.put_back(task)
+                yield from self._make(self._inputs, tasks, num_workers)
                 return
             yield found
 
@@ -100,7 +104,7 @@ class Extraction:
             names = [inputs.name(index) for index in task.indices]
             if found := maker.find_by(task.number, identities, names):
                 return found
-        return maker.find(task, inputs)
+        return maker.find(maker.read(task, inputs))
 
     def _build(self) -> nn.Module:
         """Return the model, which also downloads what workers are about to read."""
@@ -108,48 +112,36 @@ class Extraction:
         self._state = state_digest(model, self._recipe.facts.layers)
         return model
 
-    def _make(self, inputs: Inputs, tasks: Iterator[Task], num_workers: int | None) -> Iterator[Made]:
-        recipe, model = self._recipe, self._build()
+    def _make(self, inputs: Inputs, tasks: Tasks, num_workers: int | None) -> Iterator[Made]:
+        model = self._build()
         if self._engine == "ray":
-            yield from make_on_ray(recipe, inputs, tasks, num_workers)
+            yield from make_on_ray(self._recipe, inputs, tasks, num_workers)
             return
-        workers = self._workers(num_workers)
-        if workers == 1 or num_workers is None:
-            maker = ShardMaker(recipe, encoder_of(recipe, model))
-            yield from self._make_here(maker, inputs, tasks, for_good=workers == 1)
-            del maker
-        del model  # the workers have their own
-        if (first := next(tasks, None)) is not None:
-            yield from make_in_processes(recipe, inputs, chain([first], tasks), workers)
+        maker = ShardMaker(self._recipe, encoder_of(self._recipe, model))
+        others = self._others(num_workers, tasks.left)
+        if torch.device(self._recipe.source.device).type != "cpu":
+            yield from make_fed(maker, inputs, tasks, others)
+            return
+        if others and num_workers is None:
+            yield from _until_it_lasts(make_here(maker, inputs, tasks), tasks)
+        if others and tasks.left != 0:
+            yield from make_together(maker, inputs, tasks, others)
+        yield from make_here(maker, inputs, tasks)
 
-    def _make_here(
-        self, maker: ShardMaker, inputs: Inputs, tasks: Iterator[Task], *, for_good: bool
-    ) -> Iterator[Made]:
-        """Begin here, or do it all where the rest would not last longer than workers take to start."""
-        start, left = time.monotonic(), self._window_count()
-        for done, made in enumerate(make_here(maker, inputs, tasks), 1):
-            yield made
-            spent = time.monotonic() - start
-            rest = math.inf if left is None else spent / done * (left - done)
-            if not for_good and spent > _PATIENCE and rest > 3 * _PATIENCE:
-                return
-
-    def _workers(self, num_workers: int | None) -> int:
-        """How many processes compute; one is this one."""
-        if torch.device(self._recipe.source.device).type != "cpu" or num_workers == 1:
-            return 1
-        if context_for(self._recipe) is None:
-            if num_workers is None:
-                return 1
-            raise FeatureError(
-                f"{num_workers} workers cannot be started here: this process may have none, or the model "
-                f"cannot be pickled. Pass num_workers=1, or a bundle in the place of the model."
-            )
-        return min(num_workers or _cores(), self._window_count() or _LARGEST)
-
-    def _window_count(self) -> int | None:
-        count = self._inputs.count
-        return None if count is None else math.ceil(count / self._size)
+    def _others(self, num_workers: int | None, left: int | None) -> int:
+        """How many processes there are beside this one, which compute, or read for an accelerator."""
+        is_fed = torch.device(self._recipe.source.device).type != "cpu"
+        wanted = num_workers or (_readers() if is_fed else _cores())
+        wanted = min(wanted, _LARGEST if left is None else left) - 1
+        if wanted < 1 or (is_fed and left is None):
+            return 0
+        can_start = may_start_others() if is_fed else context_for(self._recipe) is not None
+        if can_start or num_workers is None:
+            return wanted if can_start else 0
+        raise FeatureError(
+            f"{num_workers} workers cannot be started here: this process may have none, or the model "
+            f"cannot be pickled. Pass num_workers=1, or a bundle in the place of the model."
+        )
 
     def _note(self, made: Made) -> None:
         for stamp, identity in made.stamps:
@@ -191,6 +183,17 @@ class Extraction:
         )
 
 
+def _until_it_lasts(windows: Iterator[Made], tasks: Tasks) -> Iterator[Made]:
+    """Yield windows until it is clear that the rest lasts longer than other processes take to start."""
+    start = time.monotonic()
+    for done, made in enumerate(windows, 1):
+        yield made
+        spent = time.monotonic() - start
+        rest = math.inf if tasks.left is None else spent / done * tasks.left
+        if spent > _PATIENCE and rest > 3 * _PATIENCE:
+            return
+
+
 def _nothing(unreadable: Sequence[tuple[str, str]]) -> InputError:
     if not unreadable:
         return InputError("The dataset holds nothing: give at least one item.")
@@ -216,6 +219,11 @@ def _manifest_at(folder: Path) -> Manifest | None:
 
 def _window_size(count: int | None) -> int:
     return _LARGEST if count is None else min(max(math.ceil(count / _WINDOWS), _SMALLEST), _LARGEST)
+
+
+def _readers() -> int:
+    """How many processes there are by default where one computes on an accelerator."""
+    return min(_cores(), 8) if sys.platform == "linux" else 1  # elsewhere a script needs a guard for them
 
 
 def _cores() -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bundles.builders.require import require
+from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.tasks import Task
-from bundles.features.engines.window import ShardMaker
 from bundles.features.inputs.open import Inputs
 from bundles.features.store.packing import IDENTITY_BYTES
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 
 from bundles.errors import InputError
 from bundles.features.inputs.item import Item
@@ -39,25 +39,47 @@ class Task:
         """Return what tells of the files of the window whether they change from now on."""
         return tuple(inputs.stamp(index) for index in self.indices)
 
-    def handed(self, inputs: Inputs) -> bytes:
-        """Return the window with its items for another process, which has no dataset."""
-        # Cloned, since a pickle holds the whole of the storage that a tensor is a part of.
-        items = (
-            replace(item, tensor=item.tensor.clone()) if isinstance(item, Item) else item
-            for item in self.read(inputs)
-        )
-        return pickle.dumps(Task(self.number, items=tuple(items)))
+    def with_items(self, inputs: Inputs) -> Task:
+        """Return the window with its items, for another process, which has no dataset."""
+        return Task(self.number, items=tuple(self.read(inputs)))
 
 
-def tasks_of(inputs: Inputs, size: int) -> Iterator[Task]:
-    """Yield the windows of a dataset; those of a stream are read on the way."""
-    if inputs.count is None:
-        stream = iter(inputs)
-        windows = iter(lambda: tuple(islice(stream, size)), ())
-        yield from (Task(number, items=items) for number, items in enumerate(windows))
-        return
-    for number, start in enumerate(range(0, inputs.count, size)):
-        yield Task(number, range(start, min(start + size, inputs.count)))
+class Tasks(Iterator[Task]):
+    """The windows of a dataset; those of a stream are read on the way.
+
+    Attributes:
+        left: how many are still to come; ``None`` of a stream until it has ended.
+    """
+
+    def __init__(self, inputs: Inputs, size: int) -> None:
+        self.left = None if inputs.count is None else math.ceil(inputs.count / size)
+        self._windows = _of_stream(inputs, size) if inputs.count is None else _of_count(inputs.count, size)
+
+    def __next__(self) -> Task:
+        task = next(self._windows, None)
+        if task is None:
+            self.left = 0
+            raise StopIteration
+        if self.left is not None:
+            self.left -= 1
+        return task
+
+    def put_back(self, task: Task) -> None:
+        """Have a window come again, as the next."""
+        self._windows = chain([task], self._windows)
+        if self.left is not None:
+            self.left += 1
+
+
+def _of_count(count: int, size: int) -> Iterator[Task]:
+    for number, start in enumerate(range(0, count, size)):
+        yield Task(number, range(start, min(start + size, count)))
+
+
+def _of_stream(inputs: Inputs, size: int) -> Iterator[Task]:
+    stream = iter(inputs)
+    windows = iter(lambda: tuple(islice(stream, size)), ())
+    yield from (Task(number, items=items) for number, items in enumerate(windows))
 
 
 def read_item(inputs: Inputs, index: int) -> Read:

@@ -48,10 +48,12 @@ class Packed:
         return header_of({part.name: (part.dtype, part.shape) for part in self.tensors}, sha256)
 
     def parts(self) -> Iterator[memoryview]:
-        """Yield the bytes of every piece; each holds until the next."""
+        """Yield the bytes of every piece, where they lie."""
         for piece in (piece.detach().contiguous() for part in self.tensors for piece in part.pieces):
             if piece.nbytes:
-                yield memoryview((ctypes.c_char * piece.nbytes).from_address(piece.data_ptr())).cast("B")
+                memory: Any = (ctypes.c_char * piece.nbytes).from_address(piece.data_ptr())
+                memory.tensor = piece  # lives as long as somebody has a view
+                yield memoryview(memory).cast("B")
 
 
 def header_of(kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], sha256: str) -> bytes:

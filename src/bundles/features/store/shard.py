@@ -24,8 +24,8 @@ from torch import Tensor
 from bundles.builders.mapped import Entry, read_header
 from bundles.features.store.files import placing
 from bundles.features.store.packing import IDENTITIES, header_of, pack
+from bundles.features.store.pieces import read_hashing, write_hashing
 
-_PIECE = 1 << 20
 _NONE = Entry(torch.uint8, (), 0, 0)
 
 
@@ -37,8 +37,8 @@ class Shard:
         name: of the file, see :func:`shard_name`.
         items: how many it holds.
         size: of the file in bytes.
-        sha256: over all bytes after the header, and then over the header as it is before it says this digest.
-            The file says it, too, so that it can be checked without a manifest.
+        sha256: over the sha256 of every 4 MiB after the header, and then over the header as it is before it
+            says this digest. The file says it, too, so that it can be checked without a manifest.
     """
 
     name: str
@@ -87,17 +87,14 @@ def write_shard(
         CacheError: the folder cannot be written.
     """
     packed = pack(names, identities, features)
-    digest = hashlib.sha256()
+    blank = packed.header("")
     with placing(Path(folder) / name) as file:
-        file.write(packed.header(""))
-        for part in packed.parts():
-            file.write(part)
-            digest.update(part)
+        file.write(blank)
+        digest = hashlib.sha256(write_hashing(file, packed.parts()) + blank).hexdigest()
         size = file.tell()
-        digest.update(packed.header(""))
         file.seek(0)
-        file.write(packed.header(digest.hexdigest()))
-    return Shard(name, len(names), size, digest.hexdigest())
+        file.write(packed.header(digest))
+    return Shard(name, len(names), size, digest)
 
 
 def find_shard(folder: Path, name: str) -> Shard | None:
@@ -125,16 +122,13 @@ def _examine(path: Path) -> Shard:
     """Return what a file holds; raises ``ValueError`` where it is not whole."""
     entries = _entries(path)
     kinds = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
-    digest = hashlib.sha256()
+    blank = header_of(kinds, "")
+    digest = hashlib.sha256(read_hashing(path, len(blank)) + blank).hexdigest()
     with path.open("rb") as file:
-        header = file.read(len(header_of(kinds, "")))
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-        size = file.tell()
-    digest.update(header_of(kinds, ""))
-    if header != header_of(kinds, digest.hexdigest()):
+        header = file.read(len(blank))
+    if header != header_of(kinds, digest):
         raise ValueError("is damaged: it does not hold what it says")
-    return Shard(path.name, entries[IDENTITIES].shape[0], size, digest.hexdigest())
+    return Shard(path.name, entries[IDENTITIES].shape[0], path.stat().st_size, digest)
 
 
 def _entries(path: Path) -> dict[str, Entry]:
