@@ -41,6 +41,7 @@ from bundles.features.extract import extract_features, prepare
 from bundles.features.inputs.item import Item, identity_of
 from bundles.features.inputs.open import Inputs
 from bundles.features.inputs.preprocess import Preprocessing
+from bundles.features.inputs.stamps import Stamps
 from bundles.features.store.store import FeatureStore
 from bundles.spec.source import WeightSource
 
@@ -127,6 +128,21 @@ def recordings(tmp_path: Path) -> Path:
     for index in range(24):
         soundfile.write(folder / f"{index:02d}.wav", torch.randn(3000 + 10 * index).numpy() / 9, 16000)
     return folder
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were decoded."""
+    from bundles.features.inputs.waveform import read_audio
+
+    names: list[str] = []
+
+    def listening(data: Any) -> Any:
+        names.append(Path(data).name)
+        return read_audio(data)
+
+    monkeypatch.setattr("bundles.features.inputs.prepare.read_audio", listening)
+    return names
 
 
 # --- what is stored -------------------------------------------------------------------------------
@@ -336,17 +352,18 @@ def test_asking_again_builds_no_model(pinned: bundles.Bundle, tmp_path: Path) ->
         extract(pinned, waves[:2], tmp_path / "out")
 
 
-def test_files_that_look_as_they_did_are_not_read_again(tmp_path: Path) -> None:
+def test_files_that_look_as_they_did_are_not_read_again(heard: list[str], tmp_path: Path) -> None:
     import soundfile
 
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", torch.randn(4000).numpy() / 9, 16000)
         os.utime(tmp_path / f"{name}.wav", (1, 1))
     store = extract("WAV2VEC2_NANO_DIGITS", f"{tmp_path}/*.wav", tmp_path / "out")
-    before, times = written(store), os.stat(tmp_path / "a.wav")
+    before = written(store)
+    assert {*heard} == {"a.wav", "b.wav", "c.wav"}
+    heard.clear()
     again = extract("WAV2VEC2_NANO_DIGITS", f"{tmp_path}/*.wav", tmp_path / "out")
-    assert (written(again), again.names) == (before, ("a.wav", "b.wav", "c.wav"))
-    assert os.stat(tmp_path / "a.wav").st_atime_ns == times.st_atime_ns
+    assert (written(again), again.names, heard) == (before, ("a.wav", "b.wav", "c.wav"), [])
 
 
 def test_one_input_that_changed_costs_its_window(tmp_path: Path) -> None:
@@ -473,6 +490,34 @@ def test_an_unreadable_item_stops_and_what_is_finished_is_kept(recordings: Path,
     assert not [*(tmp_path / "out").rglob("store.json")]
     (recordings / "20.wav").write_bytes(good)
     assert len(extract("WAV2VEC2_NANO_DIGITS", recordings, tmp_path / "out", shard_size=8)) == 24
+
+
+def test_files_of_what_is_finished_are_not_read_again_after_an_error(
+    recordings: Path, heard: list[str], tmp_path: Path
+) -> None:
+    good = (recordings / "20.wav").read_bytes()
+    (recordings / "20.wav").write_bytes(b"no sound")
+    for path in recordings.iterdir():
+        os.utime(path, (1, 1))  # long ago, or the next write might look the same
+    with pytest.raises(InputError, match=r"20\.wav cannot be read"):
+        extract("WAV2VEC2_NANO_DIGITS", recordings, tmp_path / "out", shard_size=8)
+    (recordings / "20.wav").write_bytes(good)
+    whole = extract("WAV2VEC2_NANO_DIGITS", recordings, tmp_path / "whole", shard_size=8)
+    heard.clear()
+    store = extract("WAV2VEC2_NANO_DIGITS", recordings, tmp_path / "out", shard_size=8)
+    assert store.digest == whole.digest
+    assert {*heard} == {f"{index:02d}.wav" for index in range(16, 24)}
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, True), (3600.0, False)])
+def test_what_is_known_of_files_is_saved_at_times(
+    seconds: float, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bundles.features.inputs.stamps._OFTEN", seconds)
+    stamps = Stamps(tmp_path)
+    stamps.note(("/data/a.wav", 44, 0, 0), bytes(32))
+    stamps.save_at_times()
+    assert (Stamps(tmp_path).identity(("/data/a.wav", 44, 0, 0)) == bytes(32)) is saved
 
 
 def test_an_unreadable_item_is_left_out_and_listed(recordings: Path, tmp_path: Path) -> None:

@@ -73,12 +73,13 @@ class Extraction:
         with (
             telling(self._recipe.source.name, self._inputs.count, show=progress) as tell,
             closing(self._windows(num_workers)) as windows,
+            self._stamps,
         ):
             for each in windows:
                 made.append(each)
                 tell(each.seen)
                 self._note(each)
-        self._stamps.save()
+                self._stamps.save_at_times()
         self._finish(sorted(made, key=lambda each: each.number))
         return FeatureStore(self._recipe.folder)
 

@@ -12,12 +12,15 @@ from bundles.errors import CacheError
 from bundles.features.inputs.source import Stamp
 from bundles.sources.cache import place_text
 
+_OFTEN = 10.0  # seconds
 _SETTLED_NS = 2_000_000_000  # a file changed again within a timestamp's grain looks unchanged
 _NAME = "stamps.json"
 
 
 class Stamps:
     """Identities of files that have not changed since, by path, size, and times of the last write and change.
+
+    They are saved at the end of a ``with`` block, too, however it ends.
 
     Args:
         folder: of the store, whose facts hold for them all.
@@ -34,6 +37,13 @@ class Stamps:
         self.folder = Path(folder)
         self._known = _read(self.folder / _NAME)
         self._is_new = False
+        self._next = time.monotonic() + _OFTEN
+
+    def __enter__(self) -> Stamps:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.save()
 
     def identity(self, stamp: Stamp | None) -> bytes | None:
         """Return the identity of a file that looks as it did, ``None`` if it has to be read."""
@@ -53,9 +63,17 @@ class Stamps:
     def save(self) -> None:
         """Write them, atomically; a folder that cannot be written is left as it is."""
         if self._is_new:
+            start = time.monotonic()
             with contextlib.suppress(CacheError):
                 place_text(_NAME, json.dumps(self._known, separators=(",", ":")), self.folder)
             self._is_new = False
+            end = time.monotonic()
+            self._next = end + max(_OFTEN, 50 * (end - start))
+
+    def save_at_times(self) -> None:
+        """Write them every ten seconds, or less often where there are so many that it takes long."""
+        if time.monotonic() >= self._next:
+            self.save()
 
 
 def _read(path: Path) -> dict[str, list[int | str]]:
