@@ -178,6 +178,15 @@ def test_layers_of_a_bundle_are_stored_under_their_names(tmp_path: Path) -> None
     assert torch.equal(store.read(0, "block.0"), states[0][0])
 
 
+def test_the_more_layers_the_fewer_items_are_in_memory(tmp_path: Path) -> None:
+    dataset = [torch.ones(1, 4)] * 1000
+    sizes = [
+        extract(Net(), dataset, tmp_path, layers=[*range(n)], batch_size=64).manifest.shard_size
+        for n in (1, 2, 3)
+    ]
+    assert sizes == [63, 63, 42]
+
+
 @pytest.mark.parametrize("layers", ["prefix", ["block.1"], 1])
 def test_one_layer_is_said_in_several_ways(layers: Any, tmp_path: Path) -> None:
     net = bundles.freeze(Net(), "first:2")

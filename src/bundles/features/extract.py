@@ -75,7 +75,8 @@ def extract_features(
         freeze_mode: as :func:`bundles.get_model` takes it.
         num_workers: processes, this one among them, or actors; without it one for each core that this
             process may use. On an accelerator the others read for this one.
-        shard_size: items in a window; without it that of the store that is there, or 16 windows of 8 to 128.
+        shard_size: items in a window, whose features are in memory until it is written; without it that of
+            the store that is there, or 16 windows of 8 to 128, of fewer where several layers are stored.
         on_error: what becomes of an item that cannot be read, or that the model does not take: ``"raise"``
             stops, and keeps what is finished; ``"skip"`` leaves it out and notes it in the manifest.
         progress: whether a bar is shown.

@@ -58,7 +58,8 @@ class Extraction:
         self._inputs = inputs
         self._engine = engine
         self._before = _manifest_at(recipe.folder)
-        self._size = shard_size or (self._before.shard_size if self._before else _window_size(inputs.count))
+        default = _window_size(inputs.count, len(recipe.facts.layers))
+        self._size = shard_size or (self._before.shard_size if self._before else default)
         self._stamps = Stamps(recipe.folder)
         self._state: str | None = self._before.state if self._before else None
 
@@ -133,7 +134,7 @@ class Extraction:
         """How many processes there are beside this one, which compute, or read for an accelerator."""
         is_fed = torch.device(self._recipe.source.device).type != "cpu"
         wanted = num_workers or (_readers() if is_fed else _cores())
-        wanted = min(wanted, _LARGEST if left is None else left) - 1
+        wanted = min(wanted, wanted if left is None else left) - 1
         if wanted < 1 or (is_fed and left is None):
             return 0
         can_start = may_start_others() if is_fed else context_for(self._recipe) is not None
@@ -218,8 +219,10 @@ def _manifest_at(folder: Path) -> Manifest | None:
     return read_manifest(folder) if (folder / FILE).exists() else None
 
 
-def _window_size(count: int | None) -> int:
-    return _LARGEST if count is None else min(max(math.ceil(count / _WINDOWS), _SMALLEST), _LARGEST)
+def _window_size(count: int | None, layers: int) -> int:
+    """How many items there are in a window, whose features are in memory until it is written."""
+    largest = max(_LARGEST // layers, 2 * _SMALLEST)
+    return largest if count is None else min(max(math.ceil(count / _WINDOWS), _SMALLEST), largest)
 
 
 def _readers() -> int:
