@@ -7,7 +7,8 @@ hours.
     python benchmarks/extraction.py [--utterances 96] [--seconds 4] [--rounds 3] [--ragged] [--ray]
 
 ``--ragged`` has lengths from a quarter of that on, which the loop pads to the longest of a batch. This model
-lets padding into its features, so that the loop's are not those of an utterance alone.
+lets padding into its features, so that the loop's are not those of an utterance alone, unless it goes one
+by one.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ def padded(waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loop(
-    bundle: Bundle, waves: list[torch.Tensor], folder: Path, workers: int, threads: int
+    bundle: Bundle, waves: list[torch.Tensor], folder: Path, workers: int, threads: int, size: int = BATCH
 ) -> tuple[float, float]:
     """The habit: a DataLoader, a loop, a file per utterance. Returns seconds with and without the start."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     start = time.perf_counter()
     model = bundle.get_model(freeze=True, freeze_mode="features")
-    loader = DataLoader(waves, batch_size=BATCH, num_workers=workers, collate_fn=padded)  # type: ignore[arg-type]
+    loader = DataLoader(waves, batch_size=size, num_workers=workers, collate_fn=padded)  # type: ignore[arg-type]
     built, done = time.perf_counter(), 0
     with torch.inference_mode():
         for batch, lengths in loader:
@@ -125,6 +126,7 @@ def main() -> None:
         rivals = {
             "one loop": in_a_new_folder(loop, *common, 0, cores),
             "one loop, one thread": in_a_new_folder(loop, *common, 0, 1),
+            "one loop, one by one": in_a_new_folder(loop, *common, 0, cores, 1),
             "DataLoader workers": in_a_new_folder(loop, *common, cores, cores),
             f"local, {cores} workers": in_a_new_folder(extract, *common, "local", cores),
             "local, 1 worker": in_a_new_folder(extract, *common, "local", 1),

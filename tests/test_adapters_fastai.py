@@ -278,6 +278,8 @@ def test_what_cannot_follow_is_refused() -> None:
         bundles.FreezeArgumentError, match=r"warmup=2 needs an optimizer of torch: give Learner"
     ):
         learner(make_model(), FreezeCallback(warm)).fit(1)
+    with pytest.raises(bundles.FreezeArgumentError, match=r"Nothing trains with All\(\): freeze less"):
+        learner(make_model(), FreezeCallback(freeze="all", freeze_mode="features")).fit(1)
     mask = bundles.Elements({"head.1.bias": [True, False, False]})
     with pytest.raises(
         bundles.FreezeArgumentError, match=r"Single elements of head\.1\.bias are frozen.*Optim"

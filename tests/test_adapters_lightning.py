@@ -217,6 +217,59 @@ def test_the_head_trains_with_its_dropout_although_get_model_returns_eval(tmp_pa
     assert (model.head[0].training, model.encoder.blocks[0].norm.training) == (True, False)
 
 
+class Converts(pl.strategies.SingleDeviceStrategy):  # type: ignore[misc]
+    """Does on one device what ``Trainer(sync_batchnorm=True)`` does on several: after ``setup()``."""
+
+    sync = pl.plugins.layer_sync.TorchSyncBatchNorm()
+
+    def setup(self, trainer: Any) -> None:
+        self.model: Any = self.sync.apply(self.model)
+        super().setup(trainer)
+
+    def teardown(self) -> None:
+        self.model = self.sync.revert(self.model)
+        super().teardown()
+
+
+def test_norms_that_lightning_converts_for_several_devices_stay_frozen(tmp_path: Path) -> None:
+    from bundles.adapters.lightning import FreezeCallback
+
+    class Looks(Lit):
+        def on_train_start(self) -> None:
+            assert type(self.model.encoder.blocks[0].norm).__name__ == "SyncBatchNorm"
+
+    plain: Any = make_model()
+    model: Any = make_model()
+    watch = Watch(model)
+    ours(plain, 2, tmp_path, resume=False)
+    fit(Looks(model), 2, tmp_path, FreezeCallback(freeze="encoder"), strategy=Converts(torch.device("cpu")))
+    assert (watch.frozen_equal(), watch.buffers_equal(), watch.head_moved()) == (True, True, True)
+    assert same_contents(model, plain)
+    assert not model.train().encoder.blocks[0].norm.training
+
+
+class LoadsLate(pl.strategies.SingleDeviceStrategy):  # type: ignore[misc]
+    """Loads checkpoints after ``on_fit_start()``, as strategies do that shard."""
+
+    restore_checkpoint_after_setup = True
+
+
+def test_a_strategy_may_load_a_checkpoint_after_the_start(tmp_path: Path) -> None:
+    """A delta of a schedule, within it; and another freeze, before the optimizer's state is loaded."""
+    from bundles.adapters.lightning import FreezeCallback
+
+    device = torch.device("cpu")
+    whole, again = make_model(), make_model()
+    scheduled(whole, EPOCHS, tmp_path / "whole", resume=False)
+    scheduled(make_model(), 2, tmp_path, resume=False, delta=True)
+    module, callback = Lit(again, seeded=True), FreezeCallback(schedule(), delta=True)
+    fit(module, EPOCHS, tmp_path, callback, resume=True, strategy=LoadsLate(device))
+    assert same_contents(again, whole)
+    other = FreezeCallback(freeze="last:1", delta=True)
+    with pytest.raises(FreezeArgumentError, match=r"saved with Unfreeze.*goes on with ExceptLast\(1\)"):
+        fit(Lit(make_model()), EPOCHS, tmp_path, other, resume=True, strategy=LoadsLate(device))
+
+
 class Validated(Lit):
     """Lightning writes the flags of modules back after a validation, past ``train()``."""
 
@@ -306,6 +359,29 @@ def test_a_resume_with_another_freeze_is_refused(tmp_path: Path) -> None:
     ours(make_model(), 1, tmp_path, resume=False)
     with pytest.raises(FreezeArgumentError, match=r"saved with Encoder\(\).*goes on with ExceptLast\(1\)"):
         fit(Lit(make_model()), 2, tmp_path, FreezeCallback(freeze="last:1"), resume=True)
+
+
+@pytest.mark.parametrize("over_all", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"freeze": "all", "freeze_mode": "features"}, r"Nothing trains with All\(\): freeze less"),
+        (
+            {"schedule": bundles.UnfreezeSchedule({0: "encoder", 2: "all"}, mode="features")},
+            r"Nothing trains from 2 on, where the schedule has All\(\)",
+        ),
+        ({}, "Nothing trains in the model, which comes with all of it frozen"),
+    ],
+)
+def test_a_run_in_which_nothing_trains_is_refused(
+    tmp_path: Path, arguments: dict[str, Any], message: str, over_all: bool
+) -> None:
+    """Before torch does it, when the optimizer is made or in the first ``backward()``."""
+    from bundles.adapters.lightning import FreezeCallback
+
+    model = make_model() if arguments else bundles.freeze(make_model(), "all", "features")
+    with pytest.raises(FreezeArgumentError, match=message):
+        fit(Lit(model, over_all=over_all), 3, tmp_path, FreezeCallback(**arguments))
 
 
 @pytest.mark.parametrize(

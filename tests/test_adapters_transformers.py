@@ -293,12 +293,36 @@ def test_a_resume_with_another_freeze_or_other_values_is_refused(tmp_path: Path)
         FreezeArgumentError, match=r"saved with Encoder\(\).*goes on with Match\('\*encoder'\)"
     ):
         train(WithLoss(make_model()), 2, tmp_path, FreezeCallback(freeze="match:*encoder"), resume=True)
+    with pytest.raises(
+        ValueError, match="doesn't match the size of optimizer's group"
+    ):  # no event comes before
+        train(WithLoss(make_model()), 2, tmp_path, FreezeCallback(freeze="last:1"), resume=True)
     weights = tmp_path / "checkpoint-6" / "model.safetensors"
     state = load_file(weights)
     state["model.encoder.blocks.1.linear.bias"] += 1
     save_file(state, weights)
     with pytest.raises(FrozenDriftError, match=r"1 of 21 .* model\.encoder\.blocks\.1\.linear\.bias"):
         ours(make_model(), 2, tmp_path, resume=True)
+
+
+def test_two_callbacks_are_refused_and_one_may_train_again(tmp_path: Path) -> None:
+    from bundles.adapters.transformers import FreezeCallback
+
+    first, same, other = (FreezeCallback(freeze=which) for which in ("encoder", "encoder", "last:1"))
+    for callback in (same, other):
+        with pytest.raises(FreezeArgumentError, match="The Trainer has two FreezeCallbacks"):
+            train(WithLoss(make_model()), 1, tmp_path, first, callback)
+    wrapped = WithLoss(make_model())
+    watch = Watch(wrapped, "model.encoder.")
+    train(wrapped, 1, tmp_path, first, max_steps=2).train()
+    assert (watch.frozen_equal(), watch.buffers_equal(), watch.head_moved()) == (True, True, True)
+
+
+def test_a_run_in_which_nothing_trains_is_refused(tmp_path: Path) -> None:
+    from bundles.adapters.transformers import FreezeCallback
+
+    with pytest.raises(FreezeArgumentError, match=r"Nothing trains with All\(\): freeze less"):
+        train(WithLoss(make_model()), 1, tmp_path, FreezeCallback(freeze="all", freeze_mode="features"))
 
 
 def test_a_checkpoint_written_without_the_callback_is_resumed_with_it(tmp_path: Path) -> None:

@@ -554,7 +554,9 @@ def test_a_copy_and_its_original_thaw_apart() -> None:
 
 FRESH = """
 import sys, torch
-model, x, optimizer_state = torch.load(sys.argv[1], weights_only=False)
+model, x, optimizer_state, held = torch.load(sys.argv[1], weights_only=False)
+held = torch.nn.SyncBatchNorm.convert_sync_batchnorm(held).train()
+assert type(held[0]).__name__ == "SyncBatchNorm" and not held[0].training
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
 optimizer.load_state_dict(optimizer_state)
 for _ in range(3):
@@ -565,12 +567,13 @@ torch.save(model.state_dict(), sys.argv[1])
 """
 
 
-def test_a_fresh_process_that_does_not_know_the_library_keeps_masks(tmp_path: Path) -> None:
+def test_a_fresh_process_that_does_not_know_the_library_keeps_masks_and_holds(tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
     train(model, optimizer)
     bundles.freeze(model, Elements({"0.weight": HALF}) | Match("2.*"))
-    torch.save((model, X, optimizer.state_dict()), tmp_path / "model.pt")
+    held = bundles.freeze(nn.Sequential(nn.BatchNorm1d(4)), mode="features")
+    torch.save((model, X, optimizer.state_dict(), held), tmp_path / "model.pt")
     subprocess.run([sys.executable, "-c", FRESH, str(tmp_path / "model.pt")], check=True)
     after = torch.load(tmp_path / "model.pt")
     assert_held(weight(model), after["0.weight"], HALF)

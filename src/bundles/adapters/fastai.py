@@ -169,6 +169,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]
         if freeze_plan(model) is None:
             self._lift()
         self._settle()
+        self.session.check_trains(model, (parameter for parameter, *_ in self.learn.opt.all_params()))
         # learn.load() comes before this.
         whole_groups.start(self.session, model, self._optimizers, max(step - 1, 0))
         self._settle()

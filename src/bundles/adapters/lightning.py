@@ -76,16 +76,20 @@ class FreezeCallback(Callback):
         self._base: partial.Base | None = None
         self._filled: set[str] = set()
         self._handle: Any = None
+        self._loading: tuple[Trainer, LightningModule] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze before the optimizers are made, and before a checkpoint is loaded."""
         if self.session.delta:
             self._base = partial.Base.of(pl_module)
+        self._end_loading()  # of a fit that an exception ended
         self._filled = set()
         register: Any = pl_module.register_load_state_dict_pre_hook
         self._handle = register(self._fill)
         if stage == "fit" and any(True for _ in pl_module.parameters()):  # not before configure_model()
-            self.session.prepare(_part(pl_module)[1])
+            part = _part(pl_module)[1]
+            self.session.check_trains(part)  # torch makes no optimizer over nothing
+            self.session.prepare(part)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -95,11 +99,12 @@ class FreezeCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the optimizers hold what trains, before their state is loaded."""
-        self._unhook()
-        part = _part(pl_module)[1]
-        step = self.session.step if trainer.ckpt_path else self._position(trainer)
-        self.session.start(part, trainer.optimizers, step)
-        part.train()
+        self._start(trainer, pl_module)
+        self._loading = trainer, pl_module
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module's loading alone; a checkpoint has been loaded by now."""
+        self._end_loading()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the schedule."""
@@ -138,7 +143,7 @@ class FreezeCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as another trainer expects it."""
-        self._unhook()
+        self._end_loading()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the session's state for the checkpoint."""
@@ -147,6 +152,14 @@ class FreezeCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` returned."""
         self.session.load_state_dict(state_dict)
+        if self._loading is not None:  # after on_fit_start(): strategies that shard load so late
+            self._start(*self._loading)
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        part = _part(pl_module)[1]
+        step = self.session.step if trainer.ckpt_path else self._position(trainer)
+        self.session.start(part, trainer.optimizers, step)
+        part.train()
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         part = _part(pl_module)[1]
@@ -162,7 +175,8 @@ class FreezeCallback(Callback):
         if strict:
             self._filled = partial.fill(state, module)
 
-    def _unhook(self) -> None:
+    def _end_loading(self) -> None:
+        self._loading = None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

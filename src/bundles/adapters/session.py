@@ -7,8 +7,9 @@ steps, where the optimizer is. All that is done then is here, once.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
+from itertools import chain
 from operator import and_
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,25 @@ class Session:
             plan = plan_for(model, Nothing(), self.schedule.mode)
         apply(unwrap(model), plan)
 
+    def check_trains(self, model: nn.Module, others: Iterable[nn.Parameter] = ()) -> None:
+        """Refuse a run in which nothing trains, whose first ``backward()`` would fail.
+
+        Args:
+            model: as for :meth:`prepare`, before or after that.
+            others: what may train beside the model; its own parameters may be among them.
+
+        Raises:
+            FreezeArgumentError: everything is frozen, at first or from a milestone of the schedule on.
+        """
+        own = {id(parameter) for parameter in model.parameters()}
+        if any(p.requires_grad and id(p) not in own for p in others):
+            return
+        if (idle := self._idle(model)) is not None:
+            raise FreezeArgumentError(
+                f"Nothing trains {idle}: freeze less, as with 'last:1', give the model a head that trains "
+                f"(get_model(head=...)), or compute features with bundles.extract_features(model, ...)."
+            )
+
     def start(
         self,
         model: nn.Module,
@@ -133,10 +153,13 @@ class Session:
             loaded: whether the optimizer has its state already, which the earlier milestones would take.
 
         Raises:
-            FreezeArgumentError: the state that was loaded is that of another freeze; or a warm-up has no
-                optimizer.
+            FreezeArgumentError: the state that was loaded is that of another freeze; a warm-up has no
+                optimizer; or no optimizer has anything that trains.
             FrozenDriftError: what is frozen has not the values that it had when the state was saved.
         """
+        if given := as_optimizers(optimizer):
+            groups = (group["params"] for each in given for group in each.param_groups)
+            self.check_trains(model, chain.from_iterable(groups))
         self._put(model, optimizer, step, loaded=loaded)
         self.step = step
         self._remember(model)
@@ -233,6 +256,18 @@ class Session:
         past = [milestone for milestone, _ in self.schedule.milestones if milestone <= step]
         for at in [step] if loaded else [*past, step]:
             self.schedule.apply(model, at, optimizer=optimizer)
+
+    def _idle(self, model: nn.Module) -> str | None:
+        """Say when nothing trains, if that is so at some time."""
+        if self.schedule is not None:
+            for at, policy in self.schedule.milestones:
+                if not plan_for(model, policy, self.schedule.mode).trained:
+                    return f"from {at} on, where the schedule has {policy!r}"
+        elif self.policy is not None:
+            return None if plan_for(model, self.policy, self.mode).trained else f"with {self.policy!r}"
+        elif not any(parameter.requires_grad for parameter in model.parameters()):
+            return "in the model, which comes with all of it frozen"
+        return None
 
     def _remember(self, model: nn.Module) -> None:
         if self.verify:

@@ -17,8 +17,7 @@ from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
 from bundles.delta.load import load_delta
 from bundles.errors import FreezeArgumentError, PinError
-from bundles.freezing.apply import applied_plans, apply, own_plan
-from bundles.freezing.behaviour.hold import all_noted, own_parameter, remember_requires_grad
+from bundles.freezing.apply import own_plan
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.policy import FreezePolicy
@@ -147,25 +146,13 @@ class FreezeBrain(Brain):  # type: ignore[misc]
         self.freezing.check(self.frozen_part)
 
     def _wrap_distributed(self) -> None:
-        """Wrap, and freeze again what is new then: for DDP each norm becomes a ``SyncBatchNorm``."""
+        """Refuse a policy that speaks of all modules, where each is wrapped by itself."""
         if own_plan(self.modules) is not None and (self.distributed_launch or self.data_parallel_backend):
             raise FreezeArgumentError(
                 f"Each of the modules {', '.join(self.modules)} is wrapped by itself, so no policy speaks of "
                 f"all together: give FreezeBrain(frozen_module=...) the name of one."
             )
-        noted = {
-            id(parameter): value
-            for module in self.modules.modules()
-            for local, value in all_noted(module).items()
-            if (parameter := own_parameter(module, local)) is not None
-        }
         super()._wrap_distributed()
-        for module in self.modules.modules():
-            for local, parameter in module._parameters.items():
-                if id(parameter) in noted:
-                    remember_requires_grad(module, local, noted[id(parameter)])
-        for _, module, plan in list(applied_plans(self.modules)):
-            apply(module, plan)
 
     def _check_steps(self, before: int) -> None:
         follows = self.unit == "step" and self.freezing.schedule is not None

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
+from bundles.errors import FreezeArgumentError
 from bundles.freezing.optimizer.optimizers import all_groups, as_optimizers
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
@@ -75,6 +76,11 @@ class FreezeCallback(TrainerCallback):
     ) -> None:
         """Take what is frozen out of the optimizer; a checkpoint has been loaded by now."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
+        if vars(state).setdefault("_bundles_callback", self) is not self:  # no field, so not written down
+            raise FreezeArgumentError(
+                "The Trainer has two FreezeCallbacks, each of which undoes what the other freezes: give it "
+                "one with both policies, as in freeze=bundles.First(6) | bundles.Match('head.*')."
+            )
         saved = _notes(state).get(_STATE)
         if isinstance(saved, Mapping):
             self.session.load_state_dict(saved)

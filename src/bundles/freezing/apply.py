@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from bundles.errors import FreezeError
 from bundles.freezing.behaviour.describe import owned_parameters
@@ -15,9 +17,11 @@ from bundles.freezing.behaviour.hold import (
     grads_and_before,
     held,
     hold,
+    is_held,
     own_parameter,
     release,
     remember_requires_grad,
+    requested,
     set_requires_grad,
 )
 from bundles.freezing.behaviour.lowered import lift
@@ -41,6 +45,7 @@ def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
     owned = {name: (module, local, parameter) for name, module, local, parameter in owned_parameters(model)}
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_fit(plan, set(owned), set(modules))
+    watch_replacements()
     _take_off(model)
     ours = [(tensor, *owned[tensor.name]) for tensor in plan.tensors if tensor.state != "fixed"]
     for tensor, module, local, parameter in ours:  # all before the first is set: tied ones are one parameter
@@ -89,27 +94,67 @@ class _Was:
 
 def capture(model: nn.Module) -> tuple[_Was, ...]:
     """Remember what every plan, also one put on a parent, has made of the model."""
-    return tuple(
-        _Was(m, held(m), all_noted(m), grads_and_before(m), kept_of(m), m.__dict__.get(_PLAN))
-        for m in model.modules()
-    )
+    return tuple(map(_look_at, model.modules()))
 
 
 def reinstate(model: nn.Module, state: tuple[_Was, ...]) -> None:
     """Put the model back as it was at :func:`capture`, but for the mode requested since."""
     _take_off(model)
     for was in state:
-        for local, before in was.noted.items():
-            remember_requires_grad(was.module, local, before)
-        for local, (_, now) in was.requires_grad.items():
-            if (parameter := own_parameter(was.module, local)) is not None:
-                set_requires_grad(parameter, now)
-        if any(was.kept):
-            keep(was.module, *was.kept)
-        if was.held is not None:
-            hold(was.module, was.held)
-        if was.plan is not None:
-            was.module.__dict__[_PLAN] = was.plan
+        _make_again(was)
+
+
+def _look_at(module: nn.Module) -> _Was:
+    noted, plan = all_noted(module), own_plan(module)
+    return _Was(module, held(module), noted, grads_and_before(module), kept_of(module), plan)
+
+
+def _make_again(was: _Was) -> None:
+    for local, before in was.noted.items():
+        remember_requires_grad(was.module, local, before)
+    for local, (_, now) in was.requires_grad.items():
+        if (parameter := own_parameter(was.module, local)) is not None:
+            set_requires_grad(parameter, now)
+    if any(was.kept):
+        keep(was.module, *was.kept)
+    if was.held is not None:
+        hold(was.module, was.held)
+    if was.plan is not None:
+        was.module.__dict__[_PLAN] = was.plan
+
+
+@cache
+def watch_replacements() -> None:
+    """Keep frozen, from now on, what is put in the place of a frozen module and has its very tensors.
+
+    ``convert_sync_batchnorm`` does so, also when a trainer calls it after the freeze, and Lightning when it
+    reverts that. Only torch's hook for modules that get a name sees it, which is one for all modules.
+    """
+    register_module_module_registration_hook(_hand_on)
+
+
+def _hand_on(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+    siblings = vars(parent).get("_modules")
+    old = siblings.get(name) if isinstance(siblings, dict) else None  # scripted modules have no such
+    if old is None or module is None or old is module:
+        return
+    if _is_touched(old) and not _is_touched(module) and _is_heir(module, old):
+        if is_held(old):
+            module.training = requested(old)  # what a thaw goes back to
+        _make_again(replace(_look_at(old), module=module))
+
+
+def _is_touched(module: nn.Module) -> bool:
+    return is_held(module) or bool(all_noted(module)) or own_plan(module) is not None
+
+
+def _is_heir(module: nn.Module, old: nn.Module) -> bool:
+    """Whether a module has tensors of its own, and all of them are the other's."""
+    its, those = (
+        {id(tensor) for tensor in (*each._parameters.values(), *each._buffers.values()) if tensor is not None}
+        for each in (module, old)
+    )
+    return bool(its) and its <= those
 
 
 def own_plan(model: nn.Module) -> FreezePlan | None:

@@ -108,6 +108,12 @@ def is_held(module: nn.Module) -> bool:
     return _HOLD in module.__dict__
 
 
+def requested(module: nn.Module) -> bool:
+    """Return the mode last requested of a module, which one that is held need not be in."""
+    mode: bool = module.__dict__.get(_REQUESTED, module.training)
+    return mode
+
+
 def base_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that somebody wrote: the one below those of holds and of ``fully_shard``."""
     cls = type(module)
@@ -230,6 +236,9 @@ def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
 
 def _rebuild(make: Callable[..., nn.Module], args: tuple[Any, ...], cut: bool) -> nn.Module:
     """Unpickle a held module: as its base class, which can be imported, then swapped again."""
+    from bundles.freezing.apply import watch_replacements  # which no freeze may have called here
+
+    watch_replacements()
     module = make(*args)
     module.__class__ = _held_class(type(module), cut) or type(module)
     return module
