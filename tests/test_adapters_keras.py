@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,17 @@ def test_noise_between_frozen_layers_is_off_in_training_and_follows_in_regulariz
     adapter.freeze(model, "encoder", "regularized")
     assert not torch.equal(in_training(middle, inputs), in_training(middle, inputs))
     assert not model.get_layer("one_norm").trainable
+
+
+def test_augmentation_before_what_is_frozen_stays_on(keras: Any) -> None:
+    layers, pictures = keras.layers, np.random.default_rng(0).random((8, 4, 4, 1)).astype("float32")
+    augment = keras.Sequential([layers.RandomFlip(), layers.RandomTranslation(0.2, 0.2)], name="augment")
+    given = keras.Input((4, 4, 1))
+    hidden = layers.Dropout(0.5)(layers.Dense(4)(layers.Flatten()(augment(given))))
+    adapter.freeze(keras.Model(given, layers.Dense(2, name="top")(layers.Dense(4)(hidden))))
+    augmented, encoded = augment, keras.Model(augment.output, hidden)
+    assert not torch.equal(in_training(augmented, pictures), torch.from_numpy(pictures))
+    assert torch.equal(in_training(encoded, pictures), in_training(encoded, pictures))
 
 
 def test_noise_stays_on_in_predict_in_mc(keras: Any) -> None:
@@ -267,16 +281,94 @@ def test_a_schedule_by_epochs_thaws_and_resumes_at_an_epoch(keras: Any) -> None:
     assert list(values(parts).values()) == list(values(whole).values())
 
 
-def test_a_schedule_goes_on_from_a_file_that_was_saved_thawed(keras: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["load_model", "copy", "BackupAndRestore"])
+def test_a_schedule_goes_on_with_the_whole_optimizer(keras: Any, tmp_path: Path, way: str) -> None:
     schedule = bundles.UnfreezeSchedule({0: "encoder", 2: "last:1", 3: "none"})
     (inputs, labels), whole, half = data(8), flat(keras, rate=0.0), flat(keras, rate=0.0)
     half.set_weights(whole.get_weights())
     fit(whole, inputs, labels, epochs=4, callbacks=[adapter.FreezeCallback(schedule)])
-    fit(half, inputs, labels, epochs=2, callbacks=[adapter.FreezeCallback(schedule)])
-    adapter.unfreeze(half).save(tmp_path / "half.keras")  # so that its optimizer is read whole
-    again = keras.saving.load_model(tmp_path / "half.keras")
-    fit(again, inputs, labels, epochs=4, initial_epoch=2, callbacks=[adapter.FreezeCallback(schedule)])
+
+    def kept() -> Any:
+        if way == "BackupAndRestore":
+            return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+        return keras.callbacks.ModelCheckpoint(tmp_path / "half.keras")
+
+    fit(half, inputs, labels, epochs=2, callbacks=[adapter.FreezeCallback(schedule), kept()])
+    if way == "load_model":
+        again = keras.saving.load_model(tmp_path / "half.keras")
+    else:
+        again = copy.deepcopy(half) if way == "copy" else flat(keras, rate=0.0)
+    start = 0 if way == "BackupAndRestore" else 2  # which reads the epoch, too
+    callbacks = [adapter.FreezeCallback(schedule), kept()]
+    fit(again, inputs, labels, epochs=4, initial_epoch=start, callbacks=callbacks)
     assert list(values(again).values()) == list(values(whole).values())
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+}
+
+
+def flags(model: Any) -> list[tuple[str, bool, bool]]:
+    layers = model._flatten_layers()
+    return [
+        *((type(layer).__name__, layer.trainable, "call" in vars(layer)) for layer in layers),
+        *((v.name, v.trainable, False) for v in model.weights),
+    ]
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_and_pickles_are_frozen(keras: Any, way: str) -> None:
+    (inputs, labels), model = data(6, 8), nested(keras)
+    model.get_layer("backbone").get_layer("recurrent").trainable = False
+    thawed = flags(model)
+    adapter.freeze(model, "match:*.kernel", "eval")
+    again = COPIES[way](model)
+    assert flags(again) == flags(model) != thawed
+    plans = adapter.freeze_plan(model), adapter.freeze_plan(again)  # layers without a name are numbered on
+    assert len({str(plan).rpartition(",")[0] for plan in plans}) == 1
+    before = values(again)
+    fit(again, inputs, labels, callbacks=[adapter.FreezeCallback()])
+    assert {path.rpartition("/")[2] for path in moved(again, before)} == {"bias"}
+    assert flags(adapter.unfreeze(again)) == thawed
+    assert adapter.freeze_plan(model) is not None
+
+
+def test_a_copy_keeps_the_freeze_of_a_model_inside(keras: Any) -> None:
+    model, (inputs, _) = nested(keras), data(6, 8)
+    adapter.freeze(model.get_layer("backbone"), "all", "features")
+    again = copy.deepcopy(model)
+    assert torch.equal(in_training(again, inputs), in_training(again, inputs))
+    assert adapter.freeze_plan(again) is None
+    assert adapter.freeze_plan(again.get_layer("backbone")).policy == "All()"  # type: ignore[union-attr]
+
+
+def test_a_copy_keeps_both_freezes_of_a_wrapped_bundle(keras: Any) -> None:
+    wrapped = Wrapped(keras, freeze="match:conv1*")
+    adapter.freeze(wrapped.model)
+    again = copy.deepcopy(wrapped.model)
+    module = again.get_layer("crepe").module
+    assert adapter.freeze_plan(again) == adapter.freeze_plan(wrapped.model)
+    assert bundles.freeze_plan(module) == bundles.freeze_plan(wrapped.torch)
+    adapter.unfreeze(again)
+    assert bundles.freeze_plan(module).policy == "Match('conv1*')"  # type: ignore[union-attr]
+    assert {name.partition(".")[0] for name, p in module.named_parameters() if not p.requires_grad} == {
+        "conv1",
+        "conv1_BN",
+    }
+
+
+@pytest.mark.parametrize("made", ["clone_model", "deepcopy of a part"])
+def test_a_clone_and_a_part_have_the_flags_alone(keras: Any, made: str) -> None:
+    whole = flat(keras)
+    model = whole if made == "clone_model" else keras.Model(whole.inputs, whole.get_layer("two").output)
+    adapter.freeze(whole)
+    again = keras.models.clone_model(model) if made == "clone_model" else copy.deepcopy(model)
+    assert [layer.trainable for layer in again.layers] == [layer.trainable for layer in model.layers]
+    assert not any("call" in vars(layer) for layer in again.layers)
+    assert adapter.freeze_plan(again) is None
 
 
 def test_layers_of_ones_own(keras: Any) -> None:
@@ -334,6 +426,50 @@ def test_what_the_optimizer_does_not_know_is_refused_at_the_first_epoch(keras: A
         bundles.FreezeArgumentError, match=r"At epoch 5 one\.kernel and 5 other weights train"
     ):
         fit(model, inputs, labels, callbacks=[callback])
+
+
+def test_a_schedule_that_finds_everything_frozen_is_refused(keras: Any, tmp_path: Path) -> None:
+    model, (inputs, labels) = adapter.freeze(flat(keras)), data(8)
+    callback = adapter.FreezeCallback(bundles.UnfreezeSchedule.lp_ft(at=5))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    with pytest.raises(
+        bundles.FreezeArgumentError, match=r"changes nothing at epoch 5, since one\.kernel and 5 other"
+    ):
+        fit(again, inputs, labels, callbacks=[callback])
+    again.trainable = True
+    again.compile("adam", "mse")
+    fit(again, inputs, labels, epochs=1, callbacks=[callback])
+
+
+def test_averages_over_what_is_frozen_are_refused(keras: Any) -> None:
+    optimizers, (inputs, labels) = keras.optimizers, data(8)
+    schedule, late = bundles.UnfreezeSchedule.lp_ft(at=1), flat(keras)
+    late.compile(optimizers.Adam(use_ema=True, ema_overwrite_frequency=2), "mse")
+    with pytest.raises(
+        bundles.FreezeArgumentError, match=r"one\.kernel and 5 other .* by use_ema=True it writes averages"
+    ):
+        fit(late, inputs, labels, callbacks=[adapter.FreezeCallback(schedule)])
+    with pytest.raises(bundles.FreezeArgumentError, match="use_ema=True"):
+        fit(adapter.freeze(late), inputs, labels, callbacks=[adapter.FreezeCallback()])
+    early = adapter.freeze(flat(keras))
+    early.compile(optimizers.Adam(use_ema=True, ema_overwrite_frequency=2), "mse")
+    before = values(early)
+    fit(early, inputs, labels, callbacks=[adapter.FreezeCallback()])
+    assert moved(early, before) == HEAD
+    several = flat(keras)
+    several.compile(optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD())), "mse")
+    with pytest.raises(bundles.FreezeArgumentError, match="MultiOptimizer it wants gradients"):
+        fit(several, inputs, labels, callbacks=[adapter.FreezeCallback(schedule)])
+
+
+def test_what_is_for_torch_modules_refuses_a_keras_model(keras: Any, tmp_path: Path) -> None:
+    model = flat(keras)
+    with pytest.raises(bundles.FreezeArgumentError, match=r"A Sequential of Keras .* save by model\.save_w"):
+        bundles.save_delta(model, tmp_path / "delta.safetensors")
+    with pytest.raises(bundles.FreezeArgumentError, match=r"type bundles\.adapters\.keras\.freeze"):
+        bundles.freeze(model)
+    assert all(v.value.requires_grad for v in model.trainable_weights)
 
 
 def test_the_callback_finds_what_moved(keras: Any) -> None:

@@ -19,9 +19,10 @@ from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.api import freeze_plan
-from bundles.freezing.apply import applied_plans, refresh_plans
+from bundles.freezing.apply import refresh_plans
 from bundles.freezing.behaviour.hold import set_requires_grad
 from bundles.freezing.derive import layer_groups, unwrap
+from bundles.freezing.marks import applied_plans
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.plan import FreezePlan

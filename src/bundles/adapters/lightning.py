@@ -15,7 +15,7 @@ from torch import nn
 from bundles.adapters import partial
 from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
-from bundles.freezing.apply import own_plan
+from bundles.freezing.marks import own_plan
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.policy import FreezePolicy

@@ -17,7 +17,7 @@ from bundles.adapters.session import Session, check_choices
 from bundles.builders.require import require
 from bundles.delta.load import load_delta
 from bundles.errors import FreezeArgumentError, PinError
-from bundles.freezing.apply import own_plan
+from bundles.freezing.marks import own_plan
 from bundles.freezing.schedule import UnfreezeSchedule
 from bundles.spec.mode import FreezeMode
 from bundles.spec.policy import FreezePolicy

@@ -11,10 +11,11 @@ from torch import nn
 
 from bundles.delta.format import DTYPES, malformed
 from bundles.errors import BundlesError, DeltaBaseError
-from bundles.freezing.apply import applied_plans, apply, refresh_plans, undo
+from bundles.freezing.apply import apply, refresh_plans, undo
 from bundles.freezing.behaviour.describe import describe, owned_parameters
 from bundles.freezing.behaviour.hold import requires_grad_before
 from bundles.freezing.behaviour.lowered import lower, lowered_names
+from bundles.freezing.marks import applied_plans
 from bundles.spec.groups import LayerGroup, LayerGroups
 from bundles.spec.masks import Mask
 from bundles.spec.mode import FreezeMode

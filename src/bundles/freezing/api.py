@@ -14,11 +14,12 @@ from bundles.errors import (
     NothingTrainableWarning,
     warn,
 )
-from bundles.freezing.apply import applied_plans, apply, capture, own_plan, refresh_plans, reinstate, undo
+from bundles.freezing.apply import apply, capture, refresh_plans, reinstate, undo
 from bundles.freezing.behaviour.checkpointing import check_checkpointing
 from bundles.freezing.behaviour.describe import describe, owned_parameters
 from bundles.freezing.behaviour.hold import grads_and_before
 from bundles.freezing.derive import layer_groups, unwrap
+from bundles.freezing.marks import applied_plans, own_plan
 from bundles.freezing.optimizer import ddp, optimizers
 from bundles.freezing.optimizer.optimizers import Optimizers, as_optimizers
 from bundles.spec.cut import check_cut

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from bundles.errors import FreezeError
 from bundles.freezing.behaviour.describe import owned_parameters
-from bundles.freezing.behaviour.hold import (
-    Hold,
-    all_noted,
-    grads_and_before,
-    held,
-    hold,
-    is_held,
-    own_parameter,
-    release,
-    remember_requires_grad,
-    requested,
-    set_requires_grad,
-)
+from bundles.freezing.behaviour.hold import Hold, hold, release, remember_requires_grad, set_requires_grad
 from bundles.freezing.behaviour.lowered import lift
 from bundles.freezing.heirs import follow_moves, restore_requires_grad, seat
-from bundles.freezing.optimizer.masks import forget, keep, kept_of
+from bundles.freezing.marks import Marks, applied_plans, note_plan
+from bundles.freezing.optimizer.masks import forget, keep
 from bundles.freezing.optimizer.steps import settle
+from bundles.freezing.replaced import watch_replacements
 from bundles.spec.masks import Mask
 from bundles.spec.plan import FreezePlan, PlannedTensor
-
-_PLAN = "_bundles_plan"
 
 
 def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
@@ -58,7 +43,7 @@ def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
     _keep((tensor, module, local) for tensor, module, local, _ in ours)
     for module, what in _by_module(plan, modules):
         hold(module, what)
-    model.__dict__[_PLAN] = plan
+    note_plan(model, plan)
     lift(model)
     return model
 
@@ -74,106 +59,28 @@ def _take_off(model: nn.Module) -> None:
     """As :func:`undo`, but what is kept in lower precision stays so: it may be frozen again."""
     settle()
     for _, module in list(model.named_modules()):
-        module.__dict__.pop(_PLAN, None)
+        note_plan(module, None)
         forget(module)
         release(module)
         restore_requires_grad(module)
 
 
-@dataclass(frozen=True)
-class _Was:
-    """What plans made of one module, so that it can be made so again."""
-
-    module: nn.Module
-    held: Hold | None
-    noted: dict[str, bool]
-    requires_grad: dict[str, tuple[bool, bool]]
-    kept: tuple[frozenset[str], dict[str, Mask]]
-    plan: FreezePlan | None
-
-
-def capture(model: nn.Module) -> tuple[_Was, ...]:
+def capture(model: nn.Module) -> tuple[tuple[nn.Module, Marks], ...]:
     """Remember what every plan, also one put on a parent, has made of the model."""
-    return tuple(map(_look_at, model.modules()))
+    return tuple((module, Marks.of(module)) for module in model.modules())
 
 
-def reinstate(model: nn.Module, state: tuple[_Was, ...]) -> None:
+def reinstate(model: nn.Module, state: tuple[tuple[nn.Module, Marks], ...]) -> None:
     """Put the model back as it was at :func:`capture`, but for the mode requested since."""
     _take_off(model)
-    for was in state:
-        _make_again(was)
-
-
-def _look_at(module: nn.Module) -> _Was:
-    noted, plan = all_noted(module), own_plan(module)
-    return _Was(module, held(module), noted, grads_and_before(module), kept_of(module), plan)
-
-
-def _make_again(was: _Was) -> None:
-    for local, before in was.noted.items():
-        remember_requires_grad(was.module, local, before)
-    for local, (_, now) in was.requires_grad.items():
-        if (parameter := own_parameter(was.module, local)) is not None:
-            set_requires_grad(parameter, now)
-    if any(was.kept):
-        keep(was.module, *was.kept)
-    if was.held is not None:
-        hold(was.module, was.held)
-    if was.plan is not None:
-        was.module.__dict__[_PLAN] = was.plan
-
-
-@cache
-def watch_replacements() -> None:
-    """Keep frozen, from now on, what is put in the place of a frozen module and has its very tensors.
-
-    ``convert_sync_batchnorm`` does so, also when a trainer calls it after the freeze, and Lightning when it
-    reverts that. Only torch's hook for modules that get a name sees it, which is one for all modules.
-    """
-    register_module_module_registration_hook(_hand_on)
-
-
-def _hand_on(parent: nn.Module, name: str, module: nn.Module | None) -> None:
-    siblings = vars(parent).get("_modules")
-    old = siblings.get(name) if isinstance(siblings, dict) else None  # scripted modules have no such
-    if old is None or module is None or old is module:
-        return
-    if _is_touched(old) and not _is_touched(module) and _is_heir(module, old):
-        if is_held(old):
-            module.training = requested(old)  # what a thaw goes back to
-        _make_again(replace(_look_at(old), module=module))
-
-
-def _is_touched(module: nn.Module) -> bool:
-    return is_held(module) or bool(all_noted(module)) or own_plan(module) is not None
-
-
-def _is_heir(module: nn.Module, old: nn.Module) -> bool:
-    """Whether a module has tensors of its own, and all of them are the other's."""
-    its, those = (
-        {id(tensor) for tensor in (*each._parameters.values(), *each._buffers.values()) if tensor is not None}
-        for each in (module, old)
-    )
-    return bool(its) and its <= those
-
-
-def own_plan(model: nn.Module) -> FreezePlan | None:
-    """Return the plan that was put on this module itself."""
-    plan: FreezePlan | None = model.__dict__.get(_PLAN)
-    return plan
+    for module, marks in state:
+        marks.put(module)
 
 
 def refresh_plans(model: nn.Module) -> None:
     """Keep frozen what took a frozen tensor's place since, and let the plans name it."""
     for _, module, plan in list(applied_plans(model)):
-        module.__dict__[_PLAN] = follow_moves(module, plan)
-
-
-def applied_plans(model: nn.Module) -> Iterator[tuple[str, nn.Module, FreezePlan]]:
-    """Yield (name, module, plan) of each module in the model on which a plan was put."""
-    for name, module in model.named_modules(remove_duplicate=False):
-        if _PLAN in module.__dict__:
-            yield name, module, module.__dict__[_PLAN]
+        note_plan(module, follow_moves(module, plan))
 
 
 def _keep(frozen: Iterable[tuple[PlannedTensor, nn.Module, str]]) -> None:

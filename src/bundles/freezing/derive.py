@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from bundles.errors import BuildError, FreezeArgumentError
-from bundles.freezing.apply import own_plan
 from bundles.freezing.behaviour.describe import owned_parameters
+from bundles.freezing.marks import own_plan
 from bundles.freezing.sharded import settle
 from bundles.spec.groups import (
     Kind,
@@ -83,11 +84,17 @@ def inside(model: nn.Module) -> nn.Module:
     """Return the model inside ``torch.compile``, ``DataParallel``, DDP or ``AveragedModel``.
 
     Raises:
-        FreezeArgumentError: it is no module.
+        FreezeArgumentError: it is no module, or one of Keras.
     """
     if not isinstance(model, nn.Module):
         raise FreezeArgumentError(
             f"A {type(model).__name__} is no nn.Module: for a bundle call get_model(freeze=...) first."
+        )
+    if isinstance(model, getattr(sys.modules.get("keras"), "Layer", ())):  # a module, too, on torch
+        raise FreezeArgumentError(
+            f"A {type(model).__name__} of Keras has flags and names of its own: type "
+            f"bundles.adapters.keras.freeze(model, ...) and verify_frozen(model, ...), save by "
+            f"model.save_weights(...), and give a module in a TorchModuleWrapper as wrapper.module."
         )
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while type(model).__name__ in ("OptimizedModule", "AveragedModel") or isinstance(model, wrappers):

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from bundles.errors import FreezeArgumentError
 from bundles.freezing.api import frozen_parameters, plan_for, put
-from bundles.freezing.apply import own_plan
 from bundles.freezing.behaviour.describe import owned_parameters
 from bundles.freezing.derive import inside, unwrap
+from bundles.freezing.marks import own_plan
 from bundles.freezing.optimizer import ddp, optimizers
 from bundles.freezing.optimizer.optimizers import Optimizers, as_optimizers
 from bundles.freezing.optimizer.warmup import scale

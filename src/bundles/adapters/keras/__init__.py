@@ -5,8 +5,9 @@ how a layer behaves, so that ``trainable=False`` alone leaves dropout on in ``fi
 what is frozen is called with the ``training`` that the mode means, each layer by an override of its own
 ``call``. Classes, ``get_config()`` and the paths of weights stay as they are.
 
-A file that ``model.save()`` writes is a plain Keras file. ``trainable`` is in it; what is held is not: call
-:func:`freeze` after ``load_model()`` again, as for every model that is built anew.
+Copies and pickles of a frozen model are frozen. A file that ``model.save()`` writes is a plain Keras file,
+and ``clone_model()`` reads the same config: ``trainable`` is in it; what is held is not. Call :func:`freeze`
+after these again, as for every model that is built anew.
 
 A torch module in a ``TorchModuleWrapper`` is frozen as torch modules are, by :func:`bundles.freeze`.
 
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bundles.adapters.keras import hold
+from bundles.adapters.keras.copies import register
 from bundles.adapters.keras.proof import snapshot, verify_frozen
 from bundles.adapters.keras.table import describe, groups_of, keras_of, layers_of
 from bundles.errors import FreezeArgumentError, InexpressibleModeError, NothingTrainableWarning, warn
@@ -66,13 +68,7 @@ def freeze(
             in a ``SpectralNormalization``, which writes them into the frozen kernel.
     """
     layers, plan = plan_for(model, which, mode, groups=groups)
-    hold.apply(model, layers, plan)
-    if plan.frozen and not plan.trained and plan.mode.expects_training:
-        warn(
-            "Nothing is left to train: freeze less, as in 'last:1', or say that this is meant "
-            "(mode 'features').",
-            NothingTrainableWarning,
-        )
+    put(model, layers, plan)
     return model
 
 
@@ -132,6 +128,22 @@ def plan_for(
         )
     _check_spectral(keras, layers, plan)
     return layers, plan
+
+
+def put(model: Any, layers: Mapping[str, Any], plan: FreezePlan, *, lasting: bool = True) -> None:
+    """Put a plan on a model, so that its copies get it, too, and warn where nothing is left to train.
+
+    Raises:
+        FreezeArgumentError, InexpressibleModeError: as :func:`freeze`.
+    """
+    hold.apply(model, layers, plan, lasting=lasting)
+    register(model)
+    if plan.frozen and not plan.trained and plan.mode.expects_training:
+        warn(
+            "Nothing is left to train: freeze less, as in 'last:1', or say that this is meant "
+            "(mode 'features').",
+            NothingTrainableWarning,
+        )
 
 
 def _known(

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from bundles.adapters.keras import hold
+from bundles.adapters.keras.optimizer import check_run
 from bundles.adapters.keras.proof import snapshot, verify_frozen
 from bundles.adapters.keras.table import import_keras
 from bundles.errors import FreezeArgumentError
@@ -37,8 +39,13 @@ class _Events:
         verify: whether frozen weights and held statistics are compared at the end of each epoch.
         groups: the layer groups, if not those that ``layer_groups`` finds.
 
+    What a schedule freezes is not in the files that Keras writes meanwhile, so that their optimizers are
+    read whole: ``load_model()`` and ``fit(initial_epoch=...)`` with this callback go on.
+
     Raises:
-        FreezeArgumentError: ``schedule`` is none, has a warm-up, or thaws what the optimizer does not know.
+        FreezeArgumentError: ``schedule`` is none, has a warm-up, or thaws nothing or what the optimizer does
+            not know; the optimizer averages what is frozen (``use_ema``), or wants its gradients
+            (``MultiOptimizer``).
         FrozenDriftError: at the end of an epoch, naming what moved.
     """
 
@@ -58,8 +65,7 @@ class _Events:
         self._taken: Snapshot | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self.schedule is not None:
-            _check_optimizer(self.model, self.schedule, self.groups)
+        check_run(self.model, self.schedule, self.groups)
         self._taken = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -88,33 +94,14 @@ def _checked(schedule: Any) -> UnfreezeSchedule | None:
 
 def _advance(model: Any, schedule: UnfreezeSchedule, epoch: int, groups: Any) -> bool:
     """Freeze what is frozen in an epoch; return whether that is another plan."""
-    from bundles.adapters.keras import freeze, freeze_plan
+    from bundles.adapters.keras import plan_for, put
 
-    plan = freeze_plan(model)
-    if plan is not None and plan.policy == schedule.text_at(epoch) and plan.mode == schedule.mode:
+    state = hold.state_of(model)
+    told = schedule.text_at(epoch), schedule.mode
+    if state is not None and not state.lasting and (state.plan.policy, state.plan.mode) == told:
         return False
-    freeze(model, schedule.policy_at(epoch), schedule.mode, groups=groups)
+    layers, plan = plan_for(model, schedule.policy_at(epoch), schedule.mode, groups=groups)
+    put(model, layers, plan, lasting=False)
     if model.jit_compile:
         model.make_train_function(force=True)  # what was compiled holds the old ``trainable``
     return True
-
-
-def _check_optimizer(model: Any, schedule: UnfreezeSchedule, groups: Any) -> None:
-    """Refuse at the first epoch what the optimizer could not train at a later one."""
-    from bundles.adapters.keras import plan_for
-    from bundles.adapters.keras.table import layers_of, variables_of
-
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if optimizer is None:
-        return
-    known = {id(variable) for variable in optimizer._trainable_variables} if optimizer.built else None
-    named = {name: variable for name, _, variable in variables_of(layers_of(model))}
-    for epoch, policy in schedule.milestones:
-        trained = plan_for(model, policy, schedule.mode, groups=groups)[1].trained
-        absent = [name for name in trained if known is not None and id(named[name]) not in known]
-        if absent:
-            raise FreezeArgumentError(
-                f"At epoch {epoch} {absent[0]} and {len(absent) - 1} other weights train that the optimizer "
-                f"was not built with: type bundles.adapters.keras.unfreeze(model) and model.compile(...) "
-                f"before fit(), and let FreezeCallback freeze."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ class State:
 
     Attributes:
         plan: what was put on it.
+        lasting: whether ``trainable`` of layers was set, which is in their config and so in files.
         trainable: of each layer by name, what it was before.
         variables: of each variable by id, what ``trainable`` was before.
         held: the layers with a ``call`` of ours, and the one of their own that stood there.
@@ -35,6 +36,7 @@ class State:
     """
 
     plan: FreezePlan
+    lasting: bool
     trainable: list[tuple[Any, bool]]
     variables: list[tuple[Any, bool]]
     held: list[tuple[Any, Any]]
@@ -53,8 +55,15 @@ def before(model: Any) -> dict[int, bool]:
     return {} if state is None else {id(variable): trained for variable, trained in state.variables}
 
 
-def apply(model: Any, layers: Mapping[str, Any], plan: FreezePlan) -> None:
+def apply(model: Any, layers: Mapping[str, Any], plan: FreezePlan, *, lasting: bool = True) -> None:
     """Freeze and hold what the plan says, whatever was frozen before.
+
+    Args:
+        model: the model.
+        layers: what ``layers_of`` returned of it.
+        plan: what is frozen and how it behaves.
+        lasting: whether layers that are frozen whole are told so by ``trainable``, beside their weights.
+            Keras writes that into files, and builds the optimizer of a file over what trains by it.
 
     Raises:
         FreezeArgumentError: a layer is held by the freeze of another model that it is in.
@@ -67,6 +76,7 @@ def apply(model: Any, layers: Mapping[str, Any], plan: FreezePlan) -> None:
     found = list(variables_of(layers))
     state = State(
         plan,
+        lasting,
         trainable=[(layer, layer.trainable) for layer in layers.values()],
         variables=[(variable, variable.trainable) for _, _, variable in found],
         held=[],
@@ -77,7 +87,7 @@ def apply(model: Any, layers: Mapping[str, Any], plan: FreezePlan) -> None:
         state.modules.append((module, torch_apply.capture(module)))
         torch_apply.apply(module, its_plan)
     for name, layer in layers.items():
-        if layer.weights and _is_off(f"{name}." if name else "", plan, layers):
+        if lasting and layer.weights and _is_off(f"{name}." if name else "", plan, layers):
             layer.trainable = False
     for name, _, variable in found:
         if rows[name].state != "fixed":
@@ -99,9 +109,14 @@ def undo(model: Any) -> None:
             vars(layer)["call"] = own
     for module, was in state.modules:
         torch_apply.reinstate(module, was)
-    for layer, trained in state.trainable:  # parents first, since the setter tells the layers below
+    set_trainable(state.trainable, state.variables)
+
+
+def set_trainable(layers: Iterable[tuple[Any, bool]], variables: Iterable[tuple[Any, bool]]) -> None:
+    """Set ``trainable`` of layers, then of variables."""
+    for layer, trained in layers:  # parents first, since the setter tells the layers below
         layer.trainable = trained
-    for variable, trained in state.variables:
+    for variable, trained in variables:
         variable.trainable = trained
 
 

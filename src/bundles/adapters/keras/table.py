@@ -21,6 +21,7 @@ from bundles.spec.table import Effect, ModuleRow, ModuleTable, ParameterRow
 from bundles.spec.values import shown
 
 _REST = "unlisted"
+_PREPROCESSING = "keras.src.layers.preprocessing."  # whose base class Keras does not export
 _NORMS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
 
 
@@ -169,12 +170,13 @@ def _effects(layer: Any) -> tuple[tuple[Effect, ...], bool]:
     """Return what hangs on a layer's ``training`` argument, and whether that is a guess.
 
     What draws has a seed generator; a recurrent layer draws for its cell. A layer made of layers only passes
-    the argument on to them.
+    the argument on to them. Augmentation of the input is none of the model's behaviour: it stays as it comes.
     """
     known = require("keras").layers
     if isinstance(layer, known.BatchNormalization | known.SpectralNormalization):
         return ("stats",), False
-    if is_wrapper(layer) or "training" not in layer.call_signature_parameters:
+    is_input = any(cls.__module__.startswith(_PREPROCESSING) for cls in type(layer).__mro__)
+    if is_input or is_wrapper(layer) or "training" not in layer.call_signature_parameters:
         return (), False
     is_keras = type(layer).__module__.partition(".")[0] == "keras"
     draws = bool(layer._seed_generators) or isinstance(layer, known.RNN)

@@ -8,8 +8,8 @@ from torch import nn
 
 from bundles.errors import NotDeterministicError
 from bundles.features.encode.layers import Anatomy, Layer
-from bundles.freezing.apply import applied_plans
 from bundles.freezing.derive import inside
+from bundles.freezing.marks import applied_plans
 from bundles.spec.features import OUTPUT
 from bundles.spec.mode import PRESETS, FreezeMode
 from bundles.spec.table import Effect, lineage

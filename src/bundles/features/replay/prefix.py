@@ -18,7 +18,7 @@ from bundles.features.encode.state import state_digest
 from bundles.features.inputs.preprocess import preprocessing_of
 from bundles.features.replay.proof import mismatch
 from bundles.features.store.store import FeatureStore
-from bundles.freezing.apply import own_plan
+from bundles.freezing.marks import own_plan
 from bundles.heads.protocol import uses_layers
 from bundles.spec.features import OUTPUT
 from bundles.spec.values import plain_value

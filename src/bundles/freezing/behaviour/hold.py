@@ -236,7 +236,7 @@ def _make_held_class(base: type[nn.Module], cut: bool) -> type[nn.Module]:
 
 def _rebuild(make: Callable[..., nn.Module], args: tuple[Any, ...], cut: bool) -> nn.Module:
     """Unpickle a held module: as its base class, which can be imported, then swapped again."""
-    from bundles.freezing.apply import watch_replacements  # which no freeze may have called here
+    from bundles.freezing.replaced import watch_replacements  # which no freeze may have called here
 
     watch_replacements()
     module = make(*args)

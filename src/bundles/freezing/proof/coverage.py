@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from bundles.errors import FreezeArgumentError
-from bundles.freezing.apply import applied_plans
 from bundles.freezing.behaviour.describe import describe
 from bundles.freezing.behaviour.hold import held
 from bundles.freezing.derive import layer_groups
+from bundles.freezing.marks import applied_plans
 from bundles.freezing.optimizer.masks import mask_like
 from bundles.spec.masks import Mask
 from bundles.spec.resolve import parts_of

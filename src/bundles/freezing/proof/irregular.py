@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from bundles.errors import InexpressibleModeError
-from bundles.freezing.apply import applied_plans
 from bundles.freezing.behaviour.checkpointing import checkpointing_problems
 from bundles.freezing.behaviour.hold import held
+from bundles.freezing.marks import applied_plans
 from bundles.freezing.proof.observed import Observed, observe
 from bundles.spec.plan import FreezePlan, PlannedHold, PlannedTensor
 from bundles.spec.resolve import plan_names

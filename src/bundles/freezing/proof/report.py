@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from bundles.display import html_table, text_table
-from bundles.freezing.apply import own_plan, refresh_plans
+from bundles.freezing.apply import refresh_plans
 from bundles.freezing.derive import unwrap
+from bundles.freezing.marks import own_plan
 from bundles.freezing.proof.irregular import Irregularity, irregularities
 from bundles.freezing.proof.observed import Observed, observe
 from bundles.spec.cost import parameter_counts, step_cost
