@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +84,7 @@ def test_unreadable_files_are_listed_at_the_end_and_the_rest_is_stored(
     for refused in ("does not take inputs of shape [5]", "the model did not take it"):  # asked again, again
         assert run(NAME, "--input", f"{speech}/*", "--out", str(out), "--workers", "1") == 1
         told = capsys.readouterr()
-        assert told.out.startswith("3 items: ")
+        assert told.out.startswith("3 items, 3 left out: ")
         *unreadable, too_short = told.err.splitlines()
         assert unreadable == [
             "bundles: aa.wav cannot be read as audio (Format not recognised): give WAV, FLAC, OGG or MP3.",
@@ -89,6 +93,56 @@ def test_unreadable_files_are_listed_at_the_end_and_the_rest_is_stored(
         assert too_short.startswith("bundles: e.wav")
         assert refused in too_short
     assert FeatureStore(out).names == ("a.wav", "b.flac", "c.mp3")
+
+
+def test_a_name_that_a_terminal_would_obey_is_said_once(
+    speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (speech / "\x1b[31mred\n.wav").write_text("this is text")
+    assert run(NAME, "--input", str(speech), "--out", str(speech.parent / "out"), "--workers", "1") == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("3 items, 1 left out: ")
+    assert told.err.startswith("bundles: [31mred.wav cannot be read as audio (")
+    assert told.err.count("red") == told.err.count("\n") == 1
+
+
+def test_one_item_is_one(speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(speech.parent / "out")
+    assert run(NAME, "--input", str(speech / "a.wav"), "--out", out, "--workers", "1") == 0
+    assert capsys.readouterr().out.startswith("1 item: output in float16 (")
+
+
+def test_what_ctrl_c_leaves_is_gone_on_from(speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(60):
+        shutil.copy(speech / "a.wav", speech / f"{number:02d}.wav")
+    out = speech.parent / "out"
+    command = (NAME, "--input", str(speech), "--out", str(out), "--workers", "1")
+
+    def stop() -> None:
+        while not (written := [*out.rglob("*.safetensors")]) and watched.is_set():
+            time.sleep(0.005)
+        if written:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    watched = threading.Event()
+    watched.set()
+    watcher = threading.Thread(target=stop)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        watcher.start()
+        code = run(*command)
+    finally:
+        watched.clear()
+        watcher.join()
+        signal.signal(signal.SIGINT, before)
+    told = capsys.readouterr()
+    assert (code, told.out) == (130, "")
+    assert told.err == "bundles: stopped; the same command goes on from what is finished.\n"
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert 0 < len(written) < 8
+    assert run(*command) == 0
+    assert capsys.readouterr().out.startswith("63 items: ")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 @pytest.mark.parametrize(
@@ -100,6 +154,7 @@ def test_unreadable_files_are_listed_at_the_end_and_the_rest_is_stored(
             "the glob matches no file; give a file",
         ),
         ([NAME, "--input", "{}/a.wav", "{}/b.flac", "--out", "o"], 2, "put the glob in quotes"),
+        ([NAME, "--input", "", "--out", "o"], 2, "'': the file is not there; give a file"),
         (
             [NAME, "--input", "{}", "--out", "o", "--engine", "spark"],
             2,

@@ -651,6 +651,25 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_is_finished(tmp_path: Path
     assert not [*tmp_path.rglob("store.json")]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes as Linux shows them")
+def test_an_interrupt_while_others_start_is_told_once(tmp_path: Path) -> None:
+    script = (
+        "import torch, bundles\n"
+        "waves = [torch.ones(16000 * 20) * i for i in range(80)]\n"
+        f"bundles.extract_features('WAV2VEC2_NANO_DIGITS', waves, {str(tmp_path)!r}, num_workers=2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while len(members_of(process.pid)) < 3 and time.monotonic() < deadline:  # with the resource tracker
+        time.sleep(0.01)
+    time.sleep(0.3)  # it imports
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=20)[1].decode()
+    assert told.count("KeyboardInterrupt") == 1
+    assert wait_until_gone(process.pid)
+
+
 def test_a_worker_that_dies_is_an_error_and_what_is_finished_is_kept(tmp_path: Path) -> None:
     dataset = items(40)
     dataset[9] = torch.full((5, 4), -1e9)  # of the second window, which this process does not make

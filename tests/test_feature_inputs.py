@@ -35,6 +35,7 @@ from bundles.features.inputs.item import Item, identity_of
 from bundles.features.inputs.open import Inputs, open_inputs
 from bundles.features.inputs.preprocess import Preprocessing, preprocessing_of
 from bundles.features.inputs.stamps import Stamps
+from bundles.features.inputs.waveform import _resampler
 from bundles.spec.bundle import Bundle
 from bundles.spec.source import WeightSource
 from transformers_zoo import TINY
@@ -132,6 +133,21 @@ def test_what_is_read_does_not_depend_on_the_number_of_threads(tmp_path: Path) -
     assert inputs.read(0).identity == alone
 
 
+def test_filters_are_made_once_and_give_the_bits_of_those_made_each_time() -> None:
+    for rate in (8000, 11025, 14400, 22050, 44100, 48000):
+        wave = torch.from_numpy(noise(3000)[:, 0])
+        found = open_inputs([(wave, rate)] if rate != 14400 else [{"audio": wave, "sr": rate}], SPEECH)
+        assert torch.equal(found.read(0).tensor, torchaudio.functional.resample(wave, rate, 16000))
+    assert _resampler(48000, 16000) is _resampler(48000, 16000)
+
+
+def test_arrays_of_the_other_byte_order_are_numbers() -> None:
+    wave = noise(800)[:, 0]
+    codes = (wave * 2**15).astype("int16")
+    assert identities(open_inputs([wave.astype(">f4")], SPEECH)) == identities(open_inputs([wave], SPEECH))
+    assert identities(open_inputs([codes.astype(">i2")], SPEECH)) == identities(open_inputs([codes], SPEECH))
+
+
 @pytest.mark.parametrize(("subtype", "kind"), [("PCM_16", torch.int16), ("PCM_32", torch.int32)])
 def test_codes_of_a_file_and_of_a_tensor_are_the_same_waveform(
     subtype: str, kind: torch.dtype, tmp_path: Path
@@ -163,6 +179,16 @@ def test_channels_come_first_and_are_mixed(shape: tuple[int, ...]) -> None:
         ((torch.zeros(8), 16000.5), "second entry, 16000.5, is no common sample rate"),
         ({"audio": torch.zeros(8), "sampling_rate": 0.5}, "has the sample rate 0.5, which is no number"),
         ({"audio": torch.zeros(8), "sampling_rate": 44101}, "44101, which is odd beside 16000: resample"),
+        ((torch.zeros(8), torch.tensor(8000)), r"entry, tensor\(8000\), is a label or a sample rate: if"),
+        ({"audio": torch.zeros(8), "sr": "8 kHz"}, "has the sample rate '8 kHz', which is no number"),
+        (torch.zeros(()), r"is a single number: give a list of waveforms, of one as \[waveform\]"),
+        (torch.zeros(8, device="meta"), "is a tensor that is sparse, nested or on meta: give one that holds"),
+        (torch.zeros(8).to_sparse(), "is a tensor that is sparse, nested or on meta"),
+        (
+            {"path": "no/such.wav", "label": 1},
+            "is the file no/such.wav, which is not there: get it, or leave",
+        ),
+        ({"bytes": None, "path": "no/such.wav"}, "is the file no/such.wav, which is not there"),
         ("no/such.wav", "such.wav is not there"),
         ({"text": "hello"}, r"has the entries \['text'\]: one of audio, waveform, .* is needed"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
@@ -210,6 +236,13 @@ def test_a_broken_file_is_named_and_the_others_are_read(name: str, tmp_path: Pat
     assert found[1].inputs == (name,)
     with pytest.raises(InputError, match=f"^{name} .*({words})"):
         raise found[1]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="this user may read every file")
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "x.wav", noise(800)).chmod(0)
+    with pytest.raises(InputError, match=r"^x.wav may not be read by this user: change its permissions, or"):
+        open_inputs(tmp_path / "x.wav", SPEECH).read(0)
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF])
@@ -388,7 +421,11 @@ def test_rows_of_a_tensor_are_items_and_labels_are_left_out() -> None:
 
 def test_a_rate_that_is_known_is_changed_and_one_that_is_not_is_refused() -> None:
     wave = torch.randn(8000)
-    for item in ((wave[None], 8000), {"audio": wave, "sampling_rate": 8000}):
+    named = [
+        {"audio": wave, name: 8000} for name in ("sampling_rate", "sample_rate", "samplerate", "sr", "fs")
+    ]
+    outside = {"audio": {"array": wave}, "sampling_rate": 8000}
+    for item in ((wave[None], 8000), *named, outside):
         found = open_inputs([item], SPEECH).read(0).tensor
         assert torch.equal(found, torchaudio.functional.resample(wave, 8000, 16000))
     unknown = Preprocessing("waveform")
@@ -414,6 +451,18 @@ def test_whatever_a_dataset_raises_is_said_in_a_line() -> None:
         open_inputs(Failing(), SPEECH).read(0)
     assert isinstance(found[0], InputError)
     assert "\n" not in str(found[0])
+
+
+def test_of_an_error_without_words_its_cause_is_said() -> None:
+    class Wrapping(Failing):
+        def __getitem__(self, index: int) -> Any:
+            try:
+                return super().__getitem__(index)
+            except KeyError as error:
+                raise RuntimeError from error
+
+    with pytest.raises(InputError, match=r"^Item 0 cannot be read \(RuntimeError: 'the disk is gone"):
+        open_inputs(Wrapping(), SPEECH).read(0)
 
 
 class Streamed(IterableDataset[Any]):
@@ -464,6 +513,14 @@ def test_a_stream_that_breaks_says_so() -> None:
 def test_what_is_no_dataset_is_refused(dataset: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         open_inputs(dataset, SPEECH)
+
+
+def test_a_table_of_pandas_is_refused_and_a_column_of_it_is_taken(folder: Path, known: list[str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"path": [str(path) for path in sorted(folder.glob("*/*.wav"))]})
+    with pytest.raises(InputError, match=r"A DataFrame is no dataset: .* as list\(frame\['path'\]\)"):
+        open_inputs(frame, SPEECH)
+    assert identities(open_inputs(list(frame["path"]), SPEECH)) == known
 
 
 # --- tars -----------------------------------------------------------------------------------------
@@ -583,6 +640,13 @@ def test_arrays_texts_and_ids_of_datasets(known: list[str], tables: Any, folder:
     assert torch.equal(open_inputs(half, SPEECH).read(0).tensor, torch.from_numpy(waves[0]) / 2)
     ids = tables.Dataset.from_dict({"input_ids": [[1, 2, 3], [4]], "attention_mask": [[1, 1, 1], [1]]})
     assert [item.tensor.tolist() for item in items(open_inputs(ids, TOKENS))] == [[1, 2, 3], [4]]
+
+
+def test_a_row_whose_name_is_missing_is_called_by_its_number(tables: Any, tmp_path: Path) -> None:
+    rows = tables.Dataset.from_dict({"audio": [[0.0] * 8, [1.0] * 8], "id": ["a", None]})
+    rows.to_parquet(tmp_path / "x.parquet")
+    for inputs in (open_inputs(rows, SPEECH), open_inputs(tmp_path / "x.parquet", SPEECH)):
+        assert [inputs.name(index) for index in range(2)] == ["a", "1"]
 
 
 def test_a_dataset_without_the_column_names_those_it_has(tables: Any) -> None:
@@ -730,11 +794,25 @@ def test_pictures_of_datasets_and_of_tars(tables: Any, tmp_path: Path) -> None:
         (torch.zeros(224, 224), r"is float32 \[224, 224\], and the model takes images"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), r"is int64 \[3, 8, 8\]"),
         (b"no picture", "cannot be read as a picture"),
+        ({"image": "no/such.png"}, "is the file no/such.png, which is not there"),
+        (Image.new("I;16", (8, 8), 4096), r"is a picture of more than 8 bits \(mode I;16\): scale it to 8"),
+        (Image.new("F", (8, 8), 0.5), r"is a picture of more than 8 bits \(mode F\)"),
     ],
 )
 def test_what_is_no_picture_is_said(value: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         open_inputs([value], preprocessing_of(bundles.RESNET50_IMAGENET1K_V2)).read(0)
+
+
+def test_a_file_of_more_than_8_bits_is_refused_and_one_with_colours_of_its_own_is_not(tmp_path: Path) -> None:
+    preprocessing = preprocessing_of(bundles.RESNET50_IMAGENET1K_V2)
+    Image.new("I;16", (40, 40), 4096).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"^x.png is a picture of more than 8 bits \(mode I;16\)"):
+        open_inputs(tmp_path / "x.png", preprocessing).read(0)
+    few = Image.effect_noise((40, 40), 50).convert("P")
+    few.save(tmp_path / "few.png")
+    found = identities(open_inputs(tmp_path / "few.png", preprocessing))
+    assert found == identities(open_inputs([few.convert("RGB")], preprocessing))
 
 
 def test_a_picture_that_is_cut_off_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from recipe_data import batches, split, table, waveforms, write_numerals
+from recipe_data import at_least_one, batches, split, start, table, waveforms, write_numerals
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import edit_distance
@@ -33,9 +33,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", default="WAV2VEC2_NANO_DIGITS")
     parser.add_argument("--data", type=Path, help="a file of lines: path, tab, text")
     parser.add_argument("--test", type=Path, help="another one to test on; a fifth of the first without it")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1, help="enough for the small model")
+    parser.add_argument("--epochs", type=at_least_one, default=12)
+    parser.add_argument("--batch-size", type=at_least_one, default=16)
+    parser.add_argument("--threads", type=at_least_one, default=1, help="enough for the small model")
     parser.add_argument("--lr", type=float, default=2e-3)
     return parser.parse_args(arguments)
 
@@ -43,6 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fine-tune, and print the share of wrong letters before and after."""
     options = parse(arguments)
+    if options.epochs < 3:
+        raise SystemExit(f"--epochs {options.epochs} is too few for three steps: give 3 or more.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     bundle = bundles.get_bundle(options.bundle)
@@ -51,15 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.data = write_numerals(Path(scratch) / "train", 160) / "texts.tsv"
             options.test = write_numerals(Path(scratch) / "test", 40, "test") / "texts.tsv"
         rows = table(options.data)
-        train, test = split(len(rows))
-        if options.test is not None:
+        if options.test is None:
+            train, test = split(len(rows))
+        else:
             train, rows = [*range(len(rows))], rows + table(options.test)
             test = [*range(len(train), len(rows))]
         waves = waveforms(bundle, [Path(path) for path, _ in rows])
     texts = [text for _, text in rows]
-    letters = sorted(set("".join(texts)))
+    letters = sorted(set("".join(texts[index] for index in train)))
+    if unknown := sorted(set("".join(texts[index] for index in test)) - {*letters}):
+        raise SystemExit(f"No text to train on has the letters {unknown} of those to test: leave these out.")
 
     model = bundle.get_model(freeze="feature_extractor", head=lambda size: CTCHead(size, len(letters) + 1))
+    check(model, waves, rows)
     never = bundles.snapshot(model)  # the feature extractor is frozen from the first epoch to the last
     optimizer = torch.optim.AdamW(bundles.param_groups(model, lr=options.lr, layer_decay=0.8))
     schedule = bundles.UnfreezeSchedule(
@@ -76,6 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"letter errors after: {errors(model, waves, texts, letters, test):.3f}")
     bundles.verify_frozen(model, never)
     print(f"frozen bytes are equal: {len(never)} tensors of the feature extractor")
+
+
+@torch.no_grad()
+def check(model: nn.Module, waves: list[torch.Tensor], rows: list[tuple[str, str]]) -> None:
+    """Refuse what has no finite loss: CTC needs a frame for each letter, and one between two equal ones."""
+    lengths = torch.tensor(list(map(len, waves)))
+    _, frames = model.feature_extractor(torch.zeros(1, 2000), lengths)  # they follow from the lengths alone
+    for (path, text), has in zip(rows, frames.tolist(), strict=True):
+        needs = len(text) + sum(map(str.__eq__, text, text[1:]))
+        if has < needs:
+            raise SystemExit(f"{path} has {has} frames, and {text[:40]!r} needs {needs}: leave it out.")
 
 
 def fit(
@@ -122,4 +139,4 @@ def errors(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

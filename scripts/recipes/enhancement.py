@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipe_data import RATE, SOUNDS, batches, chunks, split, waveforms, write_speech
+from recipe_data import RATE, SOUNDS, at_least_one, batches, chunks, split, start, waveforms, write_speech
 from torch import nn
 
 import bundles
@@ -59,11 +59,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--bundle", default="WAV2VEC2_NANO_DIGITS")
     parser.add_argument("--data", type=Path, help="a folder of clean speech")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1, help="enough for the small model")
+    parser.add_argument("--epochs", type=at_least_one, default=8)
+    parser.add_argument("--batch-size", type=at_least_one, default=8)
+    parser.add_argument("--threads", type=at_least_one, default=1, help="enough for the small model")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--pieces", type=int, default=128, help="how many at most, to train on and to test")
+    parser.add_argument(
+        "--pieces", type=at_least_one, default=128, help="how many at most, to train on and to test"
+    )
     parser.add_argument("--snr", type=float, default=3.0, help="how far noise is below speech, in dB")
     return parser.parse_args(arguments)
 
@@ -78,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.data = Path(scratch) / "speech"
             write_speech(options.data)
         paths = sorted(path for path in options.data.rglob("*") if path.suffix.lower() in SOUNDS)
+        if not paths:
+            raise SystemExit(f"{options.data} is no folder of files {', '.join(SOUNDS)}: give one.")
         waves = open_speech(bundle, paths)
     train, test = split(len(waves))
     size = bundle.metadata.get("frame_length")  # of CREPE; speech recognisers hear a quarter of a second
@@ -171,4 +175,4 @@ def add_noise(clean: torch.Tensor, snr: float) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,7 +16,18 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from recipe_data import IMAGES, batches, chunks, class_folder, random_vit, split, write_images
+from recipe_data import (
+    IMAGES,
+    at_least_one,
+    batches,
+    chunks,
+    class_folder,
+    random_vit,
+    readable,
+    split,
+    start,
+    write_images,
+)
 from torch import nn
 
 import bundles
@@ -32,8 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="a folder of one subfolder per class")
     parser.add_argument("--last", type=int, help="how many blocks train beside the head")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--epochs", type=at_least_one, default=10)
+    parser.add_argument("--batch-size", type=at_least_one, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     return parser.parse_args(arguments)
 
@@ -48,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_images(options.data, 180)
         bundle = bundles.get_bundle(options.bundle) if options.bundle else random_vit(Path(scratch) / "vit")
         paths, labels, names = class_folder(options.data, IMAGES)
+        for _ in readable(bundle, paths, "image"):
+            pass  # what cannot be read is told before the training, and not in the middle of it
         train, test = split(len(paths))
         print(f"{len(train)} images to train on, {len(test)} to test, classes {', '.join(names)}")
 
@@ -98,4 +111,4 @@ def accuracy(model: nn.Module, look: Look, labels: torch.Tensor, test: list[int]
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

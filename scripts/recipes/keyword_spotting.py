@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from recipe_data import SOUNDS, batches, chunks, class_folders, waveforms, write_numerals
+from recipe_data import SOUNDS, at_least_one, batches, chunks, class_folders, start, waveforms, write_numerals
 from torch import nn
 
 import bundles
@@ -33,10 +33,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=Path, help="another one to test on; a fifth of the first without it")
     parser.add_argument("--features", type=Path, help="where features are kept for the next time")
     parser.add_argument("--layer", type=int, help="a block, from 0; the last one's output without it")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--epochs", type=at_least_one, default=20)
+    parser.add_argument("--batch-size", type=at_least_one, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--workers", type=int, default=1, help="processes that compute features")
+    parser.add_argument("--workers", type=at_least_one, default=1, help="processes that compute features")
     return parser.parse_args(arguments)
 
 
@@ -120,4 +120,4 @@ def heard(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -5,9 +5,10 @@ Generated data is written as your own would lie there, so that a recipe has one 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,21 @@ SOUNDS = (".wav", ".flac", ".mp3", ".ogg")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+def start(main: Callable[[], None]) -> None:
+    """Run a recipe; an error of bundles is one sentence, which needs no traceback."""
+    try:
+        main()
+    except bundles.BundlesError as error:
+        raise SystemExit(str(error)) from error
+
+
+def at_least_one(text: str) -> int:
+    """A number of at least 1 on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 1.")
+    return int(text)
+
+
 def class_folder(folder: Path, endings: Sequence[str]) -> tuple[list[Path], Tensor, list[str]]:
     """Return the files of a folder of one subfolder per class, their labels ``[files]``, and the classes."""
     if not folder.is_dir():
@@ -36,7 +52,10 @@ def class_folder(folder: Path, endings: Sequence[str]) -> tuple[list[Path], Tens
         and (files := [path for path in sorted(entry.iterdir()) if path.suffix.lower() in endings])
     }
     if len(found) < 2:
-        raise SystemExit(f"{folder} holds no files {', '.join(endings)} in at least two subfolders.")
+        raise SystemExit(
+            f"{folder} holds files {', '.join(endings)} in {len(found)} of its subfolders: give one "
+            f"that does in two or more, one for each class."
+        )
     labels = [label for label, files in enumerate(found.values()) for _ in files]
     return [path for files in found.values() for path in files], torch.tensor(labels), list(found)
 
@@ -61,20 +80,24 @@ def class_folders(
 def table(path: Path) -> list[tuple[str, str]]:
     """Return the rows of a file of two columns parted by a tab, without a heading."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{path} cannot be read as text in UTF-8: {error}.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SystemExit(f"{path} cannot be read as text in UTF-8 ({error}): give another file.") from error
+    if not any(rows):
+        raise SystemExit(f"{path} holds no lines: give a file of two columns parted by a tab.")
     for number, row in enumerate(rows, 1):
         if len(row) not in (0, 2):
             raise SystemExit(f"Line {number} of {path} has {len(row)} columns parted by a tab, not two.")
+        if not all(map(str.strip, row)):
+            raise SystemExit(f"Line {number} of {path} has an empty column: fill it, or leave the line out.")
     return [(row[0], row[1]) for row in rows if row]
 
 
 def split(count: int, seed: int = 0) -> tuple[list[int], list[int]]:
     """Return four fifths of the numbers below ``count``, and the others, at random."""
     if count < 5:
-        raise SystemExit(f"{count} are too few: a fifth is kept back to test on.")
+        raise SystemExit(f"{count} are too few, since a fifth is kept back to test on: give 5 or more.")
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order[count // 5 :], order[: count // 5]
@@ -82,8 +105,23 @@ def split(count: int, seed: int = 0) -> tuple[list[int], list[int]]:
 
 def waveforms(bundle: bundles.Bundle, paths: Sequence[Path]) -> list[Tensor]:
     """Return audio ``[samples]`` of one channel, at the rate of the bundle."""
-    inputs = open_inputs(list(map(str, paths)), preprocessing_of(bundle))
-    return [inputs.read(index).tensor for index in range(len(inputs))]
+    return list(readable(bundle, paths, "waveform"))
+
+
+def readable(bundle: bundles.Bundle, paths: Sequence[Path], kind: str) -> Iterator[Tensor]:
+    """Yield files as the model of a bundle is given them; where some cannot be read, end with the first."""
+    preprocessing = preprocessing_of(bundle)
+    if preprocessing.holds != kind:
+        raise SystemExit(f"{bundle.name} takes {preprocessing.holds}, not {kind}: give another --bundle.")
+    inputs = open_inputs(list(map(str, paths)), preprocessing)
+    bad = []
+    for index, item in enumerate(inputs):
+        if isinstance(item, bundles.InputError):
+            bad.append(f"{paths[index]}{str(item).removeprefix(inputs.name(index))}")
+        else:
+            yield item.tensor
+    if bad:
+        raise SystemExit(f"{len(bad)} of {len(paths)} files cannot be used; the first: {bad[0]}")
 
 
 def batches(order: Sequence[int], size: int) -> Iterable[list[int]]:

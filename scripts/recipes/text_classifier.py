@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from recipe_data import batches, chunks, random_xlmr, split, table, write_sentences
+from recipe_data import at_least_one, batches, chunks, random_xlmr, split, start, table, write_sentences
 from torch import nn
 
 import bundles
@@ -33,10 +33,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="a file of lines: text, tab, label")
     parser.add_argument("--features", type=Path, help="where features are kept for the next time")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--epochs", type=at_least_one, default=20)
+    parser.add_argument("--batch-size", type=at_least_one, default=16)
     parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--workers", type=int, default=1, help="processes that compute features")
+    parser.add_argument("--workers", type=at_least_one, default=1, help="processes that compute features")
     return parser.parse_args(arguments)
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = table(options.data)
         texts, names = [text for text, _ in rows], sorted({label for _, label in rows})
         if len(names) < 2:
-            raise SystemExit(f"{options.data} has one class, {names[0] if names else 'none'}, and no other.")
+            raise SystemExit(f"{options.data} has one class, {names[0]}, and no other: give two or more.")
         labels = torch.tensor([names.index(label) for _, label in rows])
         if options.bundle is None:
             bundle = random_xlmr(Path(scratch) / "xlmr", texts)
@@ -98,4 +98,4 @@ def accuracy(model: nn.Module, tokenize, texts: list[str], labels: torch.Tensor,
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from bundles.features.store.store import FeatureStore
 
 _DTYPES = ("float16", "bfloat16", "float32")
+_INTERRUPTED = 130  # as of any program that SIGINT ended
 
 
 @click.command(
@@ -31,7 +34,9 @@ _DTYPES = ("float16", "bfloat16", "float32")
     help="A glob in quotes, a folder or a file: audio, pictures or texts; *.tar of webdataset; *.parquet.",
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder of the store.")
-@click.option("--layers", help="Blocks to store, as '6,9' from 0 or '-1'; what the head is given without it.")
+@click.option(
+    "--layers", help="Blocks to store, as '6,9' from 0, '-1', or 'prefix'; what the head is given without it."
+)
 @click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--dtype", type=click.Choice(_DTYPES), default="float16", show_default=True)
@@ -39,7 +44,11 @@ _DTYPES = ("float16", "bfloat16", "float32")
 @click.option("--freeze", "policy", help="Policy, as 'encoder' or 'last:2'; the bundle's own without it.")
 @click.option("--freeze-mode", "mode", help="Preset, as 'eval' or 'features'; the bundle's own without it.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one per core without it.")
-@click.option("--sample-rate", type=click.IntRange(1), help="That a model hears which does not say it.")
+@click.option(
+    "--sample-rate",
+    type=click.IntRange(1),
+    help="What the model hears, in hertz, if it does not say so itself.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -54,13 +63,13 @@ def command(
 ) -> None:
     """Store what the frozen encoder of the bundle NAME makes of every file.
 
-    What is stored already is not computed again, and a run that was killed goes on from where it was. Files
-    that cannot be read are listed at the end; the others are stored, and the exit code is 1.
+    What is stored already is not computed again, and a run that was stopped or killed goes on from where it
+    was. Files that cannot be read are listed at the end; the others are stored, and the exit code is 1.
     """
-    _check(source, others)
-    from bundles.features.extract import extract_features
+    with _stoppable(context), warnings.catch_warnings():
+        _check(source, others)
+        from bundles.features.extract import extract_features
 
-    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadableInputWarning)  # they are listed below
         store = extract_features(
             name,
@@ -78,17 +87,28 @@ def command(
             preprocessing=None if sample_rate is None else _heard_at(name, sample_rate),
         )
     click.echo(line_of(store))
-    for item, why in store.manifest.unreadable:
-        line = why if why.startswith((item, f"Item {item}")) else f"{item} {why}"
-        click.echo(f"bundles: {safe(line, limit=2_000)}", err=True)
+    for _, why in store.manifest.unreadable:  # it begins with the name
+        click.echo(f"bundles: {safe(why, limit=2_000)}", err=True)
     context.exit(1 if store.manifest.unreadable else 0)
 
 
 def line_of(store: FeatureStore) -> str:
-    """Return a store as a line: how many items, of which layers, how large and where."""
+    """Return a store as a line: how many items, how many were left out, which layers, how large and where."""
     size = sum(shard.size for shard in store.manifest.shards)
     layers, where = ", ".join(store.layers), safe(store.path, limit=400)
-    return f"{len(store)} items: {layers} in {store.facts.dtype} ({readable(size)}) in {where}"
+    count, left_out = len(store), len(store.manifest.unreadable)
+    items = f"{count} item{'s' * (count != 1)}" + (f", {left_out} left out" if left_out else "")
+    return f"{items}: {layers} in {store.facts.dtype} ({readable(size)}) in {where}"
+
+
+@contextmanager
+def _stoppable(context: click.Context) -> Iterator[None]:
+    """Say what Ctrl-C leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("bundles: stopped; the same command goes on from what is finished.", err=True)
+        context.exit(_INTERRUPTED)
 
 
 def _check(source: str, others: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ import torch
 from bundles.errors import BundlesWarning, FeatureError
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.tasks import Task
-from bundles.features.engines.travel import context_for, needs_main, pickled, without_main
+from bundles.features.engines.travel import context_for, needs_main, out_of_reach, pickled, without_main
 from bundles.features.engines.window import Made, Recipe
 from bundles.features.inputs.open import Inputs
 
@@ -75,7 +75,8 @@ class Helpers:
         """
         if self._dataset is None:
             task = task.with_items(self._inputs)
-        with self._telling_why(), contextlib.nullcontext() if self._needs_main else without_main():
+        script = contextlib.nullcontext() if self._needs_main else without_main()
+        with self._telling_why(), out_of_reach(), script:
             self._pending.add(self._pool.submit(_make, task))
 
     def done(self) -> Iterator[Made]:
@@ -119,7 +120,7 @@ _inputs: Inputs | None = None
 def _start(recipe: Recipe, dataset: bytes | None, alive: Connection, parents_end: Connection) -> None:
     global _maker, _dataset
     parents_end.close()  # so that the parent alone holds it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not blocked
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     warnings.simplefilter("ignore", BundlesWarning)  # the parent has built the model, and warned
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import multiprocessing
 import pickle
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -54,6 +55,19 @@ def without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def out_of_reach() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, which their parent is told, and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def pickled(inputs: Inputs) -> bytes | None:

@@ -34,17 +34,24 @@ class Files:
     def get(self, index: int) -> Encoded:
         """Return a file, which is there and not empty."""
         path = self._paths[index]
-        if not os.path.exists(path):
-            raise InputError("is not there: get it, or leave it out.")
-        if not os.path.isfile(path):
-            raise InputError("is no file: give files, or one folder for all in it.")
-        if os.path.getsize(path) == 0:
-            raise InputError("is empty: get it again, or leave it out.")
+        if problem := problem_of(path):
+            raise InputError(problem)
         return Encoded(path)
 
     def stamp(self, index: int) -> Stamp | None:
         """Return the stamp of a file."""
         return stamp_of(self._paths[index])
+
+
+def problem_of(path: str) -> str | None:
+    """Return why a file cannot be one of inputs, as what follows its name; ``None`` if it can."""
+    if not os.path.exists(path):
+        return "is not there: get it, or leave it out."
+    if not os.path.isfile(path):
+        return "is no file: give files, or one folder for all in it."
+    if not os.access(path, os.R_OK):
+        return "may not be read by this user: change its permissions, or leave it out."
+    return None if os.path.getsize(path) else "is empty: get it again, or leave it out."
 
 
 def find(where: str) -> tuple[list[str], str]:
@@ -68,7 +75,7 @@ def find(where: str) -> tuple[list[str], str]:
     if not found:
         what = "folder is empty" if os.path.isdir(path) else "file is not there"
         what = "glob matches no file" if glob.has_magic(path) and not os.path.isdir(path) else what
-        name = safe(where, limit=400)
+        name = safe(where, limit=400) or "''"
         raise InputError(f"{name}: the {what}; give a file, a folder or a glob, as 'data/*.wav'.")
     return found, root or os.curdir
 

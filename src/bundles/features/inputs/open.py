@@ -138,7 +138,8 @@ def _source(dataset: Any, kind: str) -> Source | Stream:
         return Stream(undecoded(dataset, column) if column else dataset, kind)
     if _is(dataset, "torch.utils.data", "IterableDataset"):
         return Stream(dataset, kind)
-    if not _has_rows(dataset) or isinstance(dataset, bytes | Mapping):
+    is_frame = _is(dataset, "pandas", "DataFrame")  # which counts rows and gives columns
+    if not _has_rows(dataset) or isinstance(dataset, bytes | Mapping) or is_frame:
         raise InputError(f"A {_type(dataset)} is no dataset: give {_TAKEN}.{_advice(dataset)}")
     if isinstance(dataset, list | tuple) and dataset and _all_paths(dataset, kind):
         paths = [os.path.expanduser(os.fspath(path)) for path in dataset]
@@ -205,6 +206,8 @@ def _advice(dataset: object) -> str:
         return " Of a DataLoader give its .dataset."
     if _is(dataset, "datasets", "DatasetDict"):
         return " Of a DatasetDict give one of its splits."
+    if _is(dataset, "pandas", "DataFrame"):
+        return " Of a DataFrame give a column, as list(frame['path'])."
     if isinstance(dataset, Iterator):
         return " Of a generator give list(generator)."
     return (

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from bundles.builders.require import require
+from bundles.display import safe
 from bundles.errors import InputError
+from bundles.features.inputs.files import problem_of
 from bundles.features.inputs.preprocess import Preprocessing
 from bundles.features.inputs.raw import Encoded, Sampled, is_picture
 from bundles.features.inputs.waveform import frames_of, normalized, read_audio, to_wave
@@ -33,6 +35,8 @@ def prepare(raw: Any, preprocessing: Preprocessing) -> Tensor:
     >>> prepare(Sampled(torch.zeros(2, 8000), 8000), Preprocessing("waveform", 16000)).shape
     torch.Size([16000])
     """
+    if isinstance(raw, Encoded) and isinstance(raw.data, str) and (problem := problem_of(raw.data)):
+        raise InputError(f"is the file {safe(raw.data, limit=400)}, which {problem}")
     return _PREPARED[preprocessing.kind](raw, preprocessing)
 
 
@@ -71,6 +75,8 @@ def _image(raw: Any, preprocessing: Preprocessing) -> Tensor:
     elif isinstance(raw, Tensor) and raw.dtype == torch.uint8 and raw.dim() == 3 and raw.shape[0] in (1, 3):
         raw = require("PIL.Image").fromarray(raw.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
     if is_picture(raw):
+        if raw.mode.startswith(("I", "F")):  # white, where Pillow makes RGB of it
+            raise InputError(f"is a picture of more than 8 bits (mode {raw.mode}): scale it to 8.")
         raw = _companion(preprocessing.bundle, "transforms", "pictures")(raw.convert("RGB"))
     if not isinstance(raw, Tensor) or raw.dim() != 3 or not raw.is_floating_point() or raw.numel() == 0:
         raise InputError(
@@ -126,7 +132,7 @@ def _picture(data: str | bytes) -> Any:
     pillow = require("PIL.Image")
     try:
         with pillow.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
-            return picture.convert("RGB")
+            return picture.copy()
     except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         reason = str(error).partition(" '")[0].partition(" <")[0]
         raise InputError(f"cannot be read as a picture ({reason}): give PNG, JPEG, WebP or TIFF.") from error

@@ -30,7 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "img", "pixel_values", *IMAGES, "path", "file"),
     "frames": ("input_features", "features", "frames"),
 }
-RATES = ("sampling_rate", "sample_rate")
+RATES = ("sampling_rate", "sample_rate", "samplerate", "sr", "fs")
 NAMES = ("__key__", "id", "path", "file")
 
 # The second of a tuple is a rate if it is one of these: a speaker's number may look like one, too.
@@ -114,6 +114,8 @@ def _of_mapping(value: Mapping[Any, Any], kind: str) -> Any:
         wanted = ", ".join(COLUMNS[kind])
         raise InputError(f"has the entries {shown(list(value))}: one of {wanted} is needed.")
     found = value[name]
+    if isinstance(found, Mapping):  # the rate may stand beside the array as well as outside
+        found = {**{rate: value[rate] for rate in RATES if rate in value}, **found}
     if kind != "waveform" or isinstance(found, Mapping | tuple | str | bytes | PathLike):
         return raw_of(found, kind)
     return _of_sound(found, value)
@@ -133,6 +135,11 @@ def _content(data: bytes | None, path: str | None) -> str | bytes:
 def _of_tuple(value: tuple[Any, ...], kind: str) -> Any:
     rate = value[1] if len(value) > 1 else None
     is_sound = kind == "waveform" and not isinstance(value[0], str | bytes | PathLike | Mapping)
+    if is_sound and isinstance(rate, Tensor) and rate.numel() == 1 and rate.item() in _COMMON_RATES:
+        raise InputError(
+            f"is a tuple whose second entry, {shown(rate)}, is a label or a sample rate: if it is a rate, "
+            f"give it as a number; if it is a label, the waveform alone."
+        )
     if not is_sound or not isinstance(rate, Real) or isinstance(rate, bool):
         return raw_of(value[0], kind)
     if rate not in _COMMON_RATES:
@@ -154,9 +161,13 @@ def _whole(rate: Any) -> int:
 
 def _of_numbers(value: Any) -> Tensor:
     if isinstance(value, Tensor):
+        if value.is_meta or value.is_nested or value.layout is not torch.strided:
+            raise InputError("is a tensor that is sparse, nested or on meta: give one that holds its values.")
         return value
     try:
-        found = torch.tensor(np.asarray(value))  # a copy, since what libraries give is often read-only
+        array = np.asarray(value)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # as scipy reads some WAV files
+        found = torch.tensor(array)  # a copy, since what libraries give is often read-only
         is_list = isinstance(value, Sequence) and found.dtype == torch.float64
         return found.float() if is_list else found
     except (TypeError, ValueError, RuntimeError) as error:

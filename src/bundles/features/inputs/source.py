@@ -97,8 +97,9 @@ def stamp_of(path: str, part: Sequence[object] = ()) -> Stamp | None:
 
 
 def why(error: BaseException) -> str:
-    """Return what another library says, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": .")
+    """Return what another library says, on one line; of an error without words what its cause says."""
+    told = str(error) or str(error.__cause__ or "")  # as of webdataset's DecodingError
+    return f"{type(error).__name__}: {' '.join(told.split())[:200]}".rstrip(": .")
 
 
 def _name(value: Any, index: int) -> str:

@@ -32,7 +32,8 @@ class Rows:
 
     def name(self, index: int) -> str:
         """Return what the column of names holds, else the number of the row."""
-        return str(index) if self._names is None else str(self._names[index][self._named])
+        found = self._names[index][self._named] if self._names is not None else None
+        return str(index if found is None else found)
 
     def get(self, index: int) -> Any:
         """Return the input of a row."""
@@ -94,7 +95,8 @@ class Parquet:
     def name(self, index: int) -> str:
         """Return what the column of names holds, else the number of the row."""
         named = self._groups[self._at(index)[0]][3]
-        return str(index) if named is None else str(self._cell(index, named))
+        found = self._cell(index, named) if named is not None else None
+        return str(index if found is None else found)
 
     def get(self, index: int) -> Any:
         """Return the input of a row."""

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,10 @@ def to_wave(samples: Tensor, rate: int | None, wanted: int | None) -> Tensor:
     >>> to_wave(torch.zeros(2, 44100), 44100, 16000).shape
     torch.Size([16000])
     """
-    wave = _mixed(_as_float(samples))
+    wave = _mixed(_as_float(samples.detach().cpu()))
     if wave.numel() == 0:
         raise InputError("holds no samples: leave it out.")
-    if not bool(torch.isfinite(wave).all()):
+    if not np.isfinite(wave.numpy()).all():  # torch.isfinite takes far longer
         raise InputError("holds samples that are infinite or no number: mend it or leave it out.")
     return _resampled(wave, rate, wanted).contiguous()
 
@@ -117,7 +118,7 @@ def frames_of(wave: Tensor, frame_length: int, hop_length: int) -> Tensor:
 
 def _as_float(samples: Tensor) -> Tensor:
     if samples.is_floating_point():
-        return samples.detach().float()
+        return samples.float()
     if samples.dtype == torch.uint8:
         return (samples.float() - 128) / 128
     if samples.dtype not in _FULL_SCALE:
@@ -129,6 +130,8 @@ def _as_float(samples: Tensor) -> Tensor:
 def _mixed(samples: Tensor) -> Tensor:
     if samples.dim() == 1:
         return samples
+    if samples.dim() == 0:
+        raise InputError("is a single number: give a list of waveforms, of one as [waveform].")
     shape = list(samples.shape)
     if samples.dim() != 2 or (samples.shape[0] > samples.shape[1] > 0):
         raise InputError(f"has the shape {shape}: give [samples] or [channels, samples].")
@@ -146,8 +149,18 @@ def _resampled(wave: Tensor, rate: int | None, wanted: int | None) -> Tensor:
     common = math.gcd(rate, wanted)
     if (rate // common) * (wanted // common) > _LARGEST:
         raise InputError(f"has the sample rate {rate}, which is odd beside {wanted}: resample it yourself.")
-    resampled: Tensor = require("torchaudio.functional").resample(wave, rate, wanted, **_RESAMPLING)
+    resampled: Tensor = _resampler(rate, wanted)(wave)
     return resampled
+
+
+@lru_cache(maxsize=4)
+def _resampler(rate: int, wanted: int) -> Any:
+    """What changes a rate, with its filters, which take nearly as long to make as to apply.
+
+    With filters made in float32 it gives the bits of ``functional.resample``; those of its own default, made
+    in float64, give others.
+    """
+    return require("torchaudio.transforms").Resample(rate, wanted, dtype=torch.float32, **_RESAMPLING)
 
 
 def _opened(file: str | bytes) -> Any:
