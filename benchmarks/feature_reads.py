@@ -2,8 +2,8 @@
 
 Every reader returns one utterance as a tensor in memory of its own, utterances
 come in random order, and the file system has all of them in memory. Rivals run in turn. ``memcpy`` copies an
-utterance in memory to a buffer that is warm. A ``FeatureStore`` is written with a digest and waits for the
-disk, which nobody else does: "its files alone" are the same bytes without either.
+utterance in memory to a buffer that is warm. A ``FeatureStore`` is written with digests and waits for the
+disk, which nobody else does: "its shards" are written without waiting, "their bytes alone" without digests.
 
     python benchmarks/feature_reads.py [--folder DIR] [--utterances 400] [--rounds 5]
 """
@@ -32,7 +32,7 @@ from bundles.builders.mapped import map_tensors
 from bundles.display import text_table
 from bundles.features.store.manifest import Manifest, write_manifest
 from bundles.features.store.packing import pack
-from bundles.features.store.shard import shard_name, write_shard
+from bundles.features.store.shard import Shard, shard_name, write_shard
 from bundles.features.store.store import FeatureStore
 from bundles.spec.features import FeatureFacts
 
@@ -51,8 +51,14 @@ def windows(items: Items) -> Iterator[tuple[int, Items, list[str], list[bytes]]]
 
 
 def write_store(folder: Path, items: Items) -> None:
-    """Write a store as ``extract_features`` does."""
-    shards = [
+    """Write a store as one process of ``extract_features`` does."""
+    shards = tuple(write_shards(folder, items))
+    write_manifest(folder, Manifest(FACTS, "state", len(items), PER_SHARD, shards))
+
+
+def write_shards(folder: Path, items: Items) -> list[Shard]:
+    """Write the shards of a store, with their digests."""
+    return [
         write_shard(
             folder,
             shard_name(number, FACTS.key, identities),
@@ -62,14 +68,13 @@ def write_store(folder: Path, items: Items) -> None:
         )
         for number, cut, names, identities in windows(items)
     ]
-    write_manifest(folder, Manifest(FACTS, "state", len(items), PER_SHARD, tuple(shards)))
 
 
 def write_files_alone(folder: Path, items: Items) -> None:
     """Write what the shards of a store hold."""
     for number, cut, names, identities in windows(items):
         packed = pack(names, identities, [{"output": item} for item in cut])
-        with (folder / f"{number}.safetensors").open("wb") as file:
+        with (folder / f"{number:05d}.safetensors").open("wb") as file:
             file.write(packed.header(""))
             for part in packed.parts():
                 file.write(part)
@@ -77,7 +82,7 @@ def write_files_alone(folder: Path, items: Items) -> None:
 
 def open_mapped(folder: Path, items: Items) -> Read:
     """Map the shards, and copy what is read."""
-    tensors = [map_tensors(folder / f"{number}.safetensors") or {} for number, *_ in windows(items)]
+    tensors = [map_tensors(path) or {} for path in sorted(folder.glob("*.safetensors"))]
     offsets = [each["offsets:output"].tolist() for each in tensors]
 
     def read(index: int) -> Tensor:
@@ -144,12 +149,10 @@ def per_utterance(
     return write_all, lambda folder, items: lambda i: read(folder / f"{i}.{suffix}")
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path, Items], None], Callable[[Path, Items], Read]]] = {
+LAYOUTS: dict[str, tuple[Callable[[Path, Items], object], Callable[[Path, Items], Read]]] = {
     "FeatureStore": (write_store, lambda folder, items: FeatureStore(folder).__getitem__),
-    "its files alone, mapped, copied": (
-        write_files_alone,
-        open_mapped,
-    ),
+    "its shards, mapped, copied": (write_shards, open_mapped),
+    "their bytes alone, mapped, copied": (write_files_alone, open_mapped),
     "torch.save per utterance": per_utterance("pt", torch.save, torch.load),
     "npy per utterance, np.load": per_utterance(
         "npy", lambda item, path: np.save(path, item.numpy()), lambda path: torch.from_numpy(np.load(path))
@@ -176,7 +179,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def rewriting(folder: Path, write: Callable[[Path, Items], None], items: Items) -> Callable[[], float]:
+def rewriting(folder: Path, write: Callable[[Path, Items], object], items: Items) -> Callable[[], float]:
     """Return what writes to an empty folder and says how long that took."""
 
     def run() -> float:

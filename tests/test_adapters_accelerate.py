@@ -23,6 +23,7 @@ from adapter_checks import (
     NOISE,
     RESUME,
     Model,
+    Watch,
     frozen_by_hand,
     make_data,
     make_model,
@@ -31,7 +32,7 @@ from adapter_checks import (
     seed,
     trial,
 )
-from bundles.errors import FreezeArgumentError, FrozenDriftError, PinError
+from bundles.errors import FreezeArgumentError, FrozenDriftError, NothingTrainableWarning, PinError
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -149,6 +150,29 @@ def test_a_delta_lies_beside_the_state(tmp_path: Path) -> None:
     bundles.load_delta(tmp_path / "delta.safetensors", again)
     assert same_contents(again, model)
     assert bundles.freeze_plan(again) == bundles.freeze_plan(model)
+
+
+def test_another_model_may_train_through_one_that_is_frozen_whole() -> None:
+    """A generator through its discriminator, of whose optimizer alone the object knows."""
+    from bundles.adapters.accelerate import FrozenState
+
+    accelerator = accelerate.Accelerator(cpu=True)
+    ours, other = make_model(), nn.Linear(8, 8)
+    made = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (ours, other)]
+    model, through, optimizer, its = accelerator.prepare(ours, other, *made)
+    watch, others = Watch(ours), Watch(other)
+    plan = bundles.UnfreezeSchedule({0: "all", 1: "none"})
+    with pytest.warns(NothingTrainableWarning, match="Nothing is left to train|leaves the SGD"):
+        state = FrozenState(accelerator, model, optimizer, schedule=plan)
+    moved = []
+    for epoch in range(2):
+        state.advance(epoch)
+        accelerator.backward(model(through(make_data().tensors[0])).square().sum())
+        for each in (optimizer, its):
+            each.step()
+        state.check()
+        moved.append((len(watch.moved()), len(others.moved())))
+    assert moved == [(0, 2), (len(watch.before), 2)]
 
 
 def test_drift_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from adapter_checks import (
     EPOCHS,
     FROZEN,
     GOOD,
+    ITEMS,
     MOVED,
     NOISE,
     RESUME,
@@ -33,7 +34,13 @@ from adapter_checks import (
     schedule,
     trial,
 )
-from bundles.errors import DeltaBaseError, FreezeArgumentError, FrozenDriftError, StateDictMismatchError
+from bundles.errors import (
+    DeltaBaseError,
+    FreezeArgumentError,
+    FrozenDriftError,
+    NothingTrainableWarning,
+    StateDictMismatchError,
+)
 from toys import contents
 
 pl: Any = pytest.importorskip("pytorch_lightning")
@@ -178,6 +185,24 @@ def test_a_schedule_is_followed_and_resumed_exactly(tmp_path: Path, delta: bool)
     later = scheduled(again, EPOCHS, tmp_path / "half", resume=True, delta=delta).seen
     assert later == seen[2:]
     assert same_contents(again, whole)
+
+
+def test_a_schedule_goes_on_after_an_epochs_last_batch(tmp_path: Path) -> None:
+    """Lightning begins the epoch after such a checkpoint without ``on_train_epoch_start()``."""
+    from bundles.adapters.lightning import FreezeCallback
+
+    class Steady(Lit):
+        def configure_optimizers(self) -> Any:
+            return super().configure_optimizers()[0]  # a resumed scheduler lacks the step of that epoch's end
+
+    steps = ITEMS // BATCH
+    saves = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps, save_top_k=-1)
+    whole, plan = make_model(), schedule()
+    fit(Steady(whole, seeded=True), EPOCHS, tmp_path, FreezeCallback(plan), saves, enable_checkpointing=True)
+    for epochs in (1, 3):  # the next one thaws
+        module, path = Steady(make_model(), seeded=True), tmp_path / f"step={epochs * steps}.ckpt"
+        fit(module, EPOCHS, tmp_path, FreezeCallback(plan), resume=path)
+        assert same_contents(module.model, whole)
 
 
 def test_a_schedule_may_count_steps(tmp_path: Path) -> None:
@@ -361,7 +386,6 @@ def test_a_resume_with_another_freeze_is_refused(tmp_path: Path) -> None:
         fit(Lit(make_model()), 2, tmp_path, FreezeCallback(freeze="last:1"), resume=True)
 
 
-@pytest.mark.parametrize("over_all", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -374,14 +398,113 @@ def test_a_resume_with_another_freeze_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_in_which_nothing_trains_is_refused(
-    tmp_path: Path, arguments: dict[str, Any], message: str, over_all: bool
+    tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
-    """Before torch does it, when the optimizer is made or in the first ``backward()``."""
+    """Before torch does it in the first ``backward()``; an optimizer over nothing torch refuses earlier."""
     from bundles.adapters.lightning import FreezeCallback
 
     model = make_model() if arguments else bundles.freeze(make_model(), "all", "features")
     with pytest.raises(FreezeArgumentError, match=message):
-        fit(Lit(model, over_all=over_all), 3, tmp_path, FreezeCallback(**arguments))
+        fit(Lit(model, over_all=True), 3, tmp_path, FreezeCallback(**arguments))
+
+
+def frozen_whole(mode: str = "eval") -> Any:
+    with pytest.warns(NothingTrainableWarning, match="Nothing is left to train"):
+        return bundles.freeze(make_model(), "all", mode)
+
+
+class Topped(Lit):
+    """Has its head only after the callbacks' ``setup()``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.top: Any = None
+
+    def configure_model(self) -> None:
+        if self.top is None:
+            self.top = nn.Linear(3, 3)
+            nn.init.zeros_(self.top.weight)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return F.cross_entropy(self.top(self.model(batch[0])), batch[1])
+
+    def trained(self) -> Tensor:
+        found: Tensor = self.top.weight
+        return found
+
+
+class ToppedInSetup(Topped):
+    """Makes its head one hook earlier."""
+
+    def setup(self, stage: str) -> None:
+        super().configure_model()
+
+    def configure_model(self) -> None: ...
+
+
+class Prompted(Lit):
+    """Trains a tensor that is no parameter of the module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.prompt = [torch.zeros(8, requires_grad=True)]
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return F.cross_entropy(self.model(batch[0] + self.prompt[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.prompt, lr=0.1)
+
+    def on_train_epoch_start(self) -> None: ...
+
+    def trained(self) -> Tensor:
+        return self.prompt[0]
+
+
+@pytest.mark.parametrize("make", [Topped, ToppedInSetup, Prompted])
+def test_a_frozen_model_may_come_before_what_trains(tmp_path: Path, make: Any) -> None:
+    from bundles.adapters.lightning import FreezeCallback
+
+    model = frozen_whole()
+    before, module = contents(model), make(model)
+    fit(module, 1, tmp_path, FreezeCallback(), limit_train_batches=2)
+    assert contents(model) == before
+    assert module.trained().all()
+
+
+def test_a_module_may_thaw_itself_in_its_setup(tmp_path: Path) -> None:
+    from bundles.adapters.lightning import FreezeCallback
+
+    class Thaws(Lit):
+        def setup(self, stage: str) -> None:
+            bundles.freeze(self.model, "encoder")
+
+    model = frozen_whole()
+    watch = Watch(model)
+    fit(Thaws(model), 1, tmp_path, FreezeCallback())
+    assert (watch.frozen_equal(), watch.buffers_equal(), watch.head_moved()) == (True, True, True)
+
+
+def test_statistics_may_be_measured_without_an_optimizer(tmp_path: Path) -> None:
+    """As batch norm is adapted to new data."""
+    from bundles.adapters.lightning import FreezeCallback
+
+    class Measures(Lit):
+        def training_step(self, batch: list[Tensor], index: int) -> Any:
+            self.model(batch[0])
+
+        def configure_optimizers(self) -> Any: ...
+
+        def on_train_epoch_start(self) -> None: ...
+
+    model = frozen_whole("frontend")
+    watch = Watch(model)
+    fit(Measures(model), 1, tmp_path, FreezeCallback())
+    assert {name.rpartition(".")[2] for name in watch.moved()} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,11 @@ def test_what_moves_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
     run(verify=False)
 
 
+def test_a_run_in_which_nothing_trains_is_refused() -> None:
+    with pytest.raises(bundles.FreezeArgumentError, match=r"Nothing trains with All\(\): freeze less"):
+        net_for(make_model(), FreezeCallback(freeze="all", freeze_mode="features")).fit(X, Y)
+
+
 def test_a_second_module_is_named() -> None:
     class Two(skorch.NeuralNetClassifier):  # type: ignore[misc]
         def initialize_module(self) -> Any:

@@ -243,6 +243,12 @@ def test_another_freeze_is_refused_on_the_way(tmp_path: Path) -> None:
         recipe(make_model(), 2, tmp_path, resume=True, freeze="first:1")
 
 
+def test_a_run_in_which_nothing_trains_is_refused(tmp_path: Path) -> None:
+    plan = bundles.UnfreezeSchedule({0: "encoder", 2: "all"}, mode="features")
+    with pytest.raises(bundles.FreezeArgumentError, match="Nothing trains from 2 on, where the schedule has"):
+        recipe(make_model(), 1, tmp_path, resume=False, schedule=plan)
+
+
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     brain = recipe(make_model(), 1, tmp_path, resume=False, freeze="encoder")
     saved = brain.checkpointer.find_checkpoint().paramfiles["freeze"]

@@ -504,6 +504,13 @@ def test_a_compiled_model_is_refused(pair: Pair) -> None:
             cached(compiled, store)
 
 
+@pytest.mark.slow
+def test_a_model_that_is_compiled_afterwards_is_refused(pair: Pair) -> None:
+    compiled: Any = torch.compile(pair[0], backend="eager")
+    with pytest.raises(FeatureError, match="is compiled, and nothing compiled can be skipped"):
+        compiled(digits()[0][None])
+
+
 def test_features_that_the_model_does_not_compute_are_found_in_the_first_call(tmp_path: Path) -> None:
     model = bundles.get_model(DIGITS, freeze=True)
     store = store_of(model, pieces(), tmp_path)

@@ -6,16 +6,21 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import Dataset, IterableDataset
@@ -32,16 +37,17 @@ from bundles.errors import (
     UnreadableInputWarning,
 )
 from bundles.features.engines.accelerator import make_fed
-from bundles.features.engines.local import as_everywhere
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.source import source_of
 from bundles.features.engines.tasks import Tasks
+from bundles.features.engines.travel import without_main
 from bundles.features.engines.window import Made
 from bundles.features.extract import extract_features, prepare
 from bundles.features.inputs.item import Item, identity_of
 from bundles.features.inputs.open import Inputs
 from bundles.features.inputs.preprocess import Preprocessing
 from bundles.features.inputs.stamps import Stamps
+from bundles.features.store.shard import write_shard
 from bundles.features.store.store import FeatureStore
 from bundles.spec.source import WeightSource
 
@@ -86,14 +92,23 @@ def extract(model: Any, dataset: Any, out: Path, **options: Any) -> FeatureStore
     return extract_features(model, dataset, out, progress=False, **{"num_workers": 1, **options})
 
 
-def feed(dataset: Any, out: Path, readers: int, *, shard_size: int, on_error: Any = "raise") -> list[Made]:
+def feed(
+    dataset: Any,
+    out: Path,
+    readers: int,
+    *,
+    shard_size: int,
+    on_error: Any = "raise",
+    model: Any = "WAV2VEC2_NANO_DIGITS",
+) -> list[Made]:
     """What the engine for accelerators makes, here with a model on the CPU."""
-    source = source_of("WAV2VEC2_NANO_DIGITS", freeze=True, freeze_mode=None, device="cpu", options={})
-    how: Any = {"layers": None, "batch_size": 8, "dtype": "float16", "engine": "local", "preprocessing": None}
+    source = source_of(model, freeze=True, freeze_mode=None, device="cpu", options={})
+    preprocessing = FRAMES if isinstance(model, nn.Module) else None
+    how: Any = {"layers": None, "batch_size": 8, "dtype": "float16", "engine": "local"}
+    how["preprocessing"] = preprocessing
     recipe, inputs = prepare(source, dataset, out, on_error=on_error, **how)
     assert isinstance(inputs, Inputs)
-    with as_everywhere():
-        return [*make_fed(ShardMaker(recipe), inputs, Tasks(inputs, shard_size), readers)]
+    return [*make_fed(ShardMaker(recipe), inputs, Tasks(inputs, shard_size), readers)]
 
 
 def written(store: FeatureStore) -> dict[str, tuple[int, int]]:
@@ -121,8 +136,6 @@ def pinned(tmp_path: Path) -> bundles.Bundle:
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:
-    import soundfile
-
     folder = tmp_path / "data"
     folder.mkdir()
     for index in range(24):
@@ -268,18 +281,94 @@ def test_threads_and_the_training_flag_are_as_before(tmp_path: Path) -> None:
     assert (torch.get_num_threads(), net.training) == (2, True)
 
 
-def test_autocast_and_precision_of_this_process_decide_nothing(tmp_path: Path) -> None:
-    plain = extract(Net(), items(4), tmp_path / "plain")
-    before = torch.get_float32_matmul_precision()
+class Sensitive(Net):
+    """Computes otherwise where the process is set otherwise, and tells how it was."""
+
+    def __init__(self, *, weight_norm: bool = False) -> None:
+        super().__init__(weight_norm=weight_norm)
+        self.big = nn.Linear(6, 512)
+        self.seen: set[tuple[int, str]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+        wide: Tensor = self.big(super().forward(x)) * torch.tensor(0.1)
+        squared: Tensor = wide @ wide.transpose(-1, -2)
+        return squared.sum(-1, keepdim=True)
+
+
+@pytest.fixture
+def set_otherwise() -> Iterator[None]:
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    torch.set_num_threads(2)
     torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            store = extract(Net(), items(4), tmp_path / "mixed")
-            assert torch.is_autocast_enabled("cpu")
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert store.digest == plain.digest
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+    torch.set_num_threads(before[0])
+    torch.set_float32_matmul_precision(before[1])
+    torch.set_default_dtype(before[2])
+
+
+@pytest.mark.parametrize("how", ["here", "together", "fed"])
+def test_how_this_process_is_set_decides_nothing(
+    how: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    dataset, net = items(60), Sensitive(weight_norm=True)
+    plain = extract(net, dataset, tmp_path / "plain", shard_size=5)
+    request.getfixturevalue("set_otherwise")
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        if how == "fed":
+            made = feed(dataset, tmp_path / "set", 0, shard_size=5, model=net)
+            found = [each.shard for each in made]
+        else:
+            workers = {"here": 1, "together": 2}[how]
+            store = extract(net, dataset, tmp_path / "set", shard_size=5, num_workers=workers)
+            found = [*store.manifest.shards]
+        assert torch.is_autocast_enabled("cpu")
+    assert found == [*plain.manifest.shards]
+    assert net.seen == {(1, "highest")}
+    assert (torch.get_num_threads(), torch.get_default_device().type) == (2, "meta")
+    assert (torch.get_float32_matmul_precision(), torch.get_default_dtype()) == ("medium", torch.float64)
+
+
+def test_what_a_model_keeps_of_its_first_call_can_be_trained_through(tmp_path: Path) -> None:
+    class Keeps(Net):
+        kept: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = torch.ones(6) if self.kept is None else self.kept
+            return super().forward(x) * self.kept
+
+    net = Keeps()
+    with torch.inference_mode():
+        extract(net, items(4), tmp_path)
+    net(torch.ones(1, 4)).sum().backward()
+    assert net.blocks[0].weight.grad is not None
+
+
+def test_threads_that_start_processes_leave_the_script_as_it_is() -> None:
+    main, entered, leave = sys.modules["__main__"], threading.Event(), threading.Event()
+
+    def first() -> None:
+        with without_main():
+            entered.set()
+            leave.wait(5)
+
+    def second() -> None:
+        entered.wait(5)
+        with without_main():
+            pass
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    threads[1].join(0.2)
+    assert threads[1].is_alive()  # it waits, or it would put back the first one's stand-in
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert sys.modules["__main__"] is main
 
 
 @pytest.mark.parametrize("readers", [0, 2])
@@ -294,6 +383,42 @@ def test_what_is_read_ahead_and_written_behind_is_the_same(
     assert [len(each.stamps) for each in again] == [5, 5, 5, 5, 4]
 
 
+class Elsewhere(Dataset[Tensor]):
+    """Tells which processes read it; and ends one of them, if it is told to."""
+
+    def __init__(self, *, dies: bool = False, pickles: bool = True) -> None:
+        self.pid, self.dies = os.getpid(), dies
+        self.readers = multiprocessing.get_context("fork").Queue()
+        self.extra = None if pickles else (lambda: None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.extra is not None:
+            raise TypeError("an open file")
+        return {**self.__dict__, "readers": None}
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.dies and os.getpid() != self.pid:
+            os._exit(9)
+        return torch.full((3, 4), float(os.getpid() != self.pid))
+
+
+def test_only_a_dataset_that_pickles_is_read_ahead(tmp_path: Path) -> None:
+    """A fork would share the place in a file that it has open with the others."""
+    for pickles in (True, False):
+        feed(Elsewhere(pickles=pickles), tmp_path / str(pickles), 2, shard_size=5, model=Net())
+        shard = sorted(tmp_path.joinpath(str(pickles)).rglob("0*"))[0]
+        ahead = Net()(torch.full((3, 4), float(pickles))).half()
+        assert torch.equal(load_file(shard)["output"][:3], ahead)
+
+
+def test_a_reader_that_dies_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FeatureError, match=r"A worker that reads died \(DataLoader worker .* num_workers="):
+        feed(Elsewhere(dies=True), tmp_path, 2, shard_size=5, model=Net())
+
+
 @pytest.mark.parametrize("readers", [0, 2])
 def test_what_cannot_be_read_ahead_is_an_error_or_left_out(
     readers: int, recordings: Path, tmp_path: Path
@@ -306,6 +431,25 @@ def test_what_cannot_be_read_ahead_is_an_error_or_left_out(
     made = feed(recordings, tmp_path / "skips", readers, shard_size=5, on_error="skip")
     assert [name for each in made for name, _ in each.unreadable] == ["07.wav"]
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_a_script_that_needs_a_guard_is_not_run_twice(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch, bundles\n"
+        "from bundles.features.inputs.preprocess import Preprocessing\n"
+        "class Net(torch.nn.Linear): pass\n"
+        "frames = [torch.ones(3, 4) * i for i in range(400)]\n"
+        "how = dict(preprocessing=Preprocessing('frames'), shard_size=2, num_workers=2, progress=False)\n"
+        "bundles.extract_features(Net(4, 5), frames, sys.argv[1], **how)\n"
+        "print('here the training would begin')\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    assert "A worker died" in done.stderr
+    assert "has to begin its work under `if __name__ == '__main__':`" in done.stderr
 
 
 @pytest.mark.slow
@@ -362,8 +506,6 @@ def test_asking_again_builds_no_model(pinned: bundles.Bundle, tmp_path: Path) ->
 
 
 def test_files_that_look_as_they_did_are_not_read_again(heard: list[str], tmp_path: Path) -> None:
-    import soundfile
-
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", torch.randn(4000).numpy() / 9, 16000)
         os.utime(tmp_path / f"{name}.wav", (1, 1))
@@ -560,6 +702,67 @@ def test_what_the_model_does_not_take_is_left_out_and_stays_so(
     with pytest.warns(UnreadableInputWarning, match="1 of 3 items"):
         again = extract(pinned, waves, tmp_path / "out", on_error="skip")
     assert (again.digest, again.manifest.unreadable[0][0]) == (store.digest, "1")
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_of_files_that_the_model_does_not_take_is_told_again(
+    has_manifest: bool, recordings: Path, tmp_path: Path
+) -> None:
+    soundfile.write(recordings / "03.wav", torch.zeros(9).numpy(), 16000)
+    for path in recordings.iterdir():
+        os.utime(path, (1, 1))
+    told = []
+    for _ in range(3):
+        with pytest.warns(UnreadableInputWarning, match="1 of 24 items"):
+            store = extract("WAV2VEC2_NANO_DIGITS", recordings, tmp_path / "out", on_error="skip")
+        told.append(store.manifest.unreadable)
+        if not has_manifest:
+            (store.path / "store.json").unlink()
+    assert told[1] == told[2]
+    assert [name for name, _ in told[0]] == ["03.wav"]
+    assert "does not take inputs of shape [9]" in told[0][0][1]
+    assert (told[1] == told[0]) is has_manifest
+
+
+def test_what_batches_changed_is_known_of_shards_that_an_earlier_run_made(tmp_path: Path) -> None:
+    waves = [torch.randn(4000 + 137 * index) * 0.1 for index in range(24)]
+    name = "WAV2VEC2_NANO_DIGITS"
+    whole = extract(name, waves, tmp_path, dtype="float32", shard_size=8)
+    assert whole.manifest.bound > 0
+    (whole.path / "store.json").unlink()  # as a kill before it leaves it
+    whole.path.joinpath(whole.manifest.shards[0].name).unlink()
+    alone = extract(name, waves, tmp_path, dtype="float32", shard_size=8, batch_size=1)
+    assert (alone.manifest.batch_size, alone.manifest.bound) == (8, whole.manifest.bound)
+    others = extract(name, [wave * 0.5 for wave in waves], tmp_path, dtype="float32", batch_size=1)
+    assert (others.manifest.batch_size, others.manifest.bound) == (1, 0.0)
+
+
+def test_a_shard_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    """Which may have had other batches, and so other last bits."""
+    store = extract(Net(), items(8), tmp_path, shard_size=8)
+    theirs = store.manifest.shards[0]
+    item = Item("0", items(1)[0], identity_of(items(1)[0]))
+    ours = write_shard(
+        store.path, theirs.name, ["0"], [item.identity], [{"output": torch.zeros(2, 6)}], replace=False
+    )
+    assert ours == theirs
+    store.verify()
+    anew = write_shard(store.path, theirs.name, ["0"], [item.identity], [{"output": torch.zeros(2, 6)}])
+    assert anew != theirs
+    with pytest.raises(FeatureStoreError, match="is whole, and the manifest speaks of another"):
+        store.verify()
+
+
+def test_a_folder_of_weights_may_be_moved(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    tokens = [torch.tensor([1, 2, 3])]
+    stores = [extract(f"file:{tmp_path / name}", tokens, tmp_path / "out") for name in ("here", "there")]
+    assert (stores[0].path, stores[0].digest) == (stores[1].path, stores[1].digest)
+    assert str(tmp_path) not in stores[0].facts.model
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

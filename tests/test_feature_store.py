@@ -321,6 +321,40 @@ def test_copies_open_their_own_files(tmp_path: Path, copied: Callable[[FeatureSt
     assert (other.layers, other.digest) == (("output",), read_manifest(tmp_path).digest)
 
 
+class Labelled(FeatureStore):
+    """A store as people extend it."""
+
+    def __init__(self, path: Path, labels: list[str]) -> None:
+        super().__init__(path)
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index), self.labels[index]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda store: pickle.loads(pickle.dumps(store)),
+        lambda store: store.layer("output"),
+    ],
+)
+def test_copies_of_a_class_of_ones_own_are_of_it(
+    tmp_path: Path, copied: Callable[[Labelled], Labelled]
+) -> None:
+    items = ragged(3)
+    build(tmp_path, items)
+    store = Labelled(tmp_path, ["a", "b", "c"])
+    assert len(store.names) == 3
+    other = copied(store)
+    assert other[1][1] == "b"
+    assert same(other[1][0], items[1]["output"])
+    with pytest.raises(FeatureError, match="has no layer 'none'"):
+        other.layer("none")
+
+
 def test_few_files_are_open_and_none_after_the_store_is_gone(tmp_path: Path) -> None:
     items = ragged(80)
     build(tmp_path, items, size=1)

@@ -45,51 +45,6 @@ def test_statistics_after_a_frozen_layer_are_held_without_parameters_of_their_ow
     bundles.verify_frozen(model, before)
 
 
-def converted(model: nn.Sequential) -> nn.Sequential:
-    made: nn.Sequential = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return made
-
-
-@pytest.mark.parametrize(
-    ("affine", "mode"), [(True, "eval"), (True, "features"), (True, "weights"), (False, "eval")]
-)
-def test_a_norm_that_is_converted_after_the_freeze_stays_as_it_was(affine: bool, mode: str) -> None:
-    """What ``SyncBatchNorm.convert_sync_batchnorm`` puts in its place has its tensors."""
-    plain, model = (
-        bundles.freeze(layers(nn.BatchNorm1d(4, affine=affine)).train(), "encoder", mode) for _ in range(2)
-    )
-    model = converted(model)
-    before = bundles.snapshot(model)
-    model.train()(X)
-    assert type(model[1]).__name__ == "SyncBatchNorm"
-    assert [module.training for module in model] == [module.training for module in plain.train()]
-    bundles.verify_frozen(model, before)
-    assert bundles.freeze_report(model).problems == ()
-    bundles.unfreeze(model)
-    assert model[1].training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert type(model[1]) is nn.SyncBatchNorm
-
-
-def test_elements_of_a_norm_that_is_converted_stay() -> None:
-    model = layers(nn.BatchNorm1d(4))
-    bundles.freeze(model, bundles.Elements({"1.weight": [True, True, False, False]}))
-    model = converted(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
-    model.train()(X).square().sum().backward()
-    optimizer.step()
-    assert [value == 1 for value in model.get_parameter("1.weight").tolist()] == [True, True, False, False]
-
-
-def test_another_module_in_the_place_of_a_held_one_is_another() -> None:
-    """A norm that trains is put where a norm was converted, and the report names it."""
-    model = converted(bundles.freeze(layers(nn.BatchNorm1d(4)), "encoder"))
-    assert not model.train()[1].training
-    model[1] = nn.BatchNorm1d(4)
-    assert model.train()[1].training
-    assert "1 is not held: freeze again to cover it" in bundles.freeze_report(model).problems
-
-
 class Flat(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -98,6 +98,44 @@ def test_a_state_of_other_values_is_refused_as_long_as_they_differ() -> None:
     unverified.start(other)
 
 
+def test_the_groups_of_a_resumed_run_are_those_of_one_that_was_not_interrupted() -> None:
+    """Also where the optimizer was made over what trains at first: each thaw adds a group."""
+    plan = bundles.UnfreezeSchedule({0: "encoder", 1: "match:encoder.blocks.[01].*", 2: "none"})
+
+    def groups(resumed: bool) -> list[list[str]]:
+        model = bundles.freeze(make_model(), "encoder")
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        session = Session(schedule=plan)
+        session.start(model, optimizer, 2 if resumed else 0)
+        for epoch in range(3 if not resumed else 0):
+            session.advance(model, epoch, optimizer)
+        return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+    assert [len(group) for group in groups(resumed=True)] == [2, 4, 8]
+    assert groups(resumed=True) == groups(resumed=False)
+
+
+def test_another_freeze_is_refused_before_it_is_put_on_the_model() -> None:
+    state = started(freeze="encoder")[0].state_dict()
+    model = make_model()
+    optimizer = optimizer_of(model)
+    with pytest.raises(FreezeArgumentError, match=r"saved with Encoder\(\).*goes on with ExceptLast\(1\)"):
+        Session(freeze="last:1").fit(model, optimizer, state)
+    assert bundles.freeze_plan(model) is None
+    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
+
+
+def test_a_models_own_parameters_are_no_others_that_train() -> None:
+    """They require grad until the freeze is put on the model."""
+    model = make_model()
+    with pytest.raises(FreezeArgumentError, match=r"Nothing trains with All\(\): freeze less"):
+        Session(freeze="all").check_optimizers(model, optimizer_of(model))
+    through = nn.Linear(2, 2)
+    both = [optimizer_of(model), optimizer_of(through)]
+    Session(freeze="all").check_optimizers(model, both)
+
+
 def test_what_moved_is_found_before_it_thaws() -> None:
     session, model, optimizer = started(schedule=schedule())
     with torch.no_grad():

@@ -87,9 +87,7 @@ class FreezeCallback(Callback):
         register: Any = pl_module.register_load_state_dict_pre_hook
         self._handle = register(self._fill)
         if stage == "fit" and any(True for _ in pl_module.parameters()):  # not before configure_model()
-            part = _part(pl_module)[1]
-            self.session.check_trains(part)  # torch makes no optimizer over nothing
-            self.session.prepare(part)
+            self.session.prepare(_part(pl_module)[1])
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -103,8 +101,13 @@ class FreezeCallback(Callback):
         self._loading = trainer, pl_module
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the module's loading alone; a checkpoint has been loaded by now."""
+        """Leave the module's loading alone, and follow the schedule: a checkpoint has been loaded by now.
+
+        The epoch that a run goes on with may have no start: Lightning takes that of a checkpoint which was
+        written after an epoch's last batch for begun.
+        """
         self._end_loading()
+        self._advance(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the schedule."""
@@ -158,6 +161,7 @@ class FreezeCallback(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         part = _part(pl_module)[1]
         step = self.session.step if trainer.ckpt_path else self._position(trainer)
+        self.session.check_optimizers(part, trainer.optimizers)
         self.session.start(part, trainer.optimizers, step)
         part.train()
 

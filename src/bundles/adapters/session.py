@@ -114,12 +114,22 @@ class Session:
             plan = plan_for(model, Nothing(), self.schedule.mode)
         apply(unwrap(model), plan)
 
-    def check_trains(self, model: nn.Module, others: Iterable[nn.Parameter] = ()) -> None:
+    def check_optimizers(self, model: nn.Module, optimizer: Optimizers | None) -> None:
+        """As :meth:`check_trains`, with all optimizers of a trainer. One that has none is not refused."""
+        # The stand-in of Lightning, for a module without an optimizer, has no group.
+        groups = [group["params"] for each in as_optimizers(optimizer) for group in each.param_groups]
+        if groups:
+            self.check_trains(model, chain.from_iterable(groups))
+
+    def check_trains(self, model: nn.Module, others: Iterable[nn.Parameter]) -> None:
         """Refuse a run in which nothing trains, whose first ``backward()`` would fail.
+
+        For trainers, which know all that is optimized. :meth:`start` does not ask: in a loop of your own
+        something else may train through the model, as a generator does through its discriminator.
 
         Args:
             model: as for :meth:`prepare`, before or after that.
-            others: what may train beside the model; its own parameters may be among them.
+            others: what the optimizers have; parameters of the model may be among them.
 
         Raises:
             FreezeArgumentError: everything is frozen, at first or from a milestone of the schedule on.
@@ -153,13 +163,10 @@ class Session:
             loaded: whether the optimizer has its state already, which the earlier milestones would take.
 
         Raises:
-            FreezeArgumentError: the state that was loaded is that of another freeze; a warm-up has no
-                optimizer; or no optimizer has anything that trains.
+            FreezeArgumentError: the state that was loaded is that of another freeze, or a warm-up has no
+                optimizer.
             FrozenDriftError: what is frozen has not the values that it had when the state was saved.
         """
-        if given := as_optimizers(optimizer):
-            groups = (group["params"] for each in given for group in each.param_groups)
-            self.check_trains(model, chain.from_iterable(groups))
         self._put(model, optimizer, step, loaded=loaded)
         self.step = step
         self._remember(model)

@@ -93,6 +93,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]
         """Freeze what is frozen where the history ends."""
         self.step_ = sum(row.get("train_batch_count", 0) for row in net.history)
         done = len(net.history) if self.unit == "epoch" else self.step_
+        self.session_.check_optimizers(self._model(net), _optimizers(net))
         # load_params() comes before this.
         whole_groups.start(self.session_, self._model(net), _optimizers(net), max(done - 1, 0))
 

@@ -174,6 +174,7 @@ class FreezeBrain(Brain):  # type: ignore[misc]
         return [*found.values()] or (None if single is None else [single])
 
     def _start(self, step: int) -> None:
+        self.freezing.check_optimizers(self.frozen_part, self._optimizers)
         self.freezing.start(self.frozen_part, self._optimizers, step)
         self._is_started = True
 

@@ -87,6 +87,7 @@ class FreezeCallback(TrainerCallback):
         for each in as_optimizers(optimizer):
             _keep_layout(each)
         step = self.session.step if isinstance(saved, Mapping) else self._position(state)
+        self.session.check_optimizers(model, optimizer)
         self.session.start(model, optimizer, step, loaded=bool(state.global_step))
         self._note(state)
 

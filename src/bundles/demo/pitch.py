@@ -10,6 +10,7 @@ from torch import nn
 
 from bundles.builders.require import require
 from bundles.errors import BundlesError
+from bundles.features.inputs.waveform import normalise
 from bundles.spec.bundle import Bundle
 
 _CENTS_PER_BIN = 20
@@ -52,12 +53,6 @@ def frames(wave: torch.Tensor, bundle: Bundle) -> torch.Tensor:
             f"are needed."
         )
     return normalise(wave.unfold(0, bundle.frame_length, bundle.hop_length))
-
-
-def normalise(cut: torch.Tensor) -> torch.Tensor:
-    """Give each frame mean 0 and standard deviation 1."""
-    centred = cut - cut.mean(dim=-1, keepdim=True)
-    return centred / centred.std(dim=-1, keepdim=True).clamp_min(1e-10)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from bundles.demo.pitch import normalise
+from bundles.features.inputs.waveform import normalise
 
 FORMANTS = {
     "ee": (270.0, 2290.0, 3010.0),

@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from bundles.errors import FeatureError
-from bundles.features.replay.cache import Cache, Statistics
+from bundles.features.replay.cache import COMPILED, Cache, Statistics
 from bundles.features.store.store import FeatureStore
 from bundles.freezing.derive import inside
 
@@ -23,9 +23,10 @@ def cached(model: M, store: FeatureStore, *others: FeatureStore) -> M:
     prefix ends, and only what is above runs. Any other batch is computed, see :func:`statistics`.
 
     A batch that is put together as it was for the store (``batch_size`` of equal lengths, say) gives the
-    bits that the model would compute; any other differs from them by rounding, as two batches do.
+    bits that the model would compute on one thread (``torch.set_num_threads(1)``), as stores are computed;
+    any other differs from them by rounding, as two batches do.
 
-    A call of a new kind (the first, another mode above the prefix, other arguments, a second length) is
+    A call of a new kind (the first, other flags in the prefix, other arguments, a second length) is
     computed both ways, and an error says where the two are not one: the outputs have to be equal to the
     last bit, and what is stored to its own rounding. A row's stored activations are those of the row alone,
     with zeros in the padding; a model that lets padding into its features, as wav2vec 2.0 with a
@@ -68,9 +69,7 @@ def cached(model: M, store: FeatureStore, *others: FeatureStore) -> M:
         if not isinstance(given, FeatureStore):
             raise FeatureError(f"A {type(given).__name__} is no store: pass bundles.FeatureStore(path).")
     if _is_compiled(model):
-        raise FeatureError(
-            "The model is compiled, and nothing compiled can be skipped: give cached() one that is not."
-        )
+        raise FeatureError(COMPILED)
     cache = Cache(root, stores)  # which raises where it does not fit, and then all is as it was
     uncache(root)
     root.__dict__[_CACHE] = cache

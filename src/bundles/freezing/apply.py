@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from torch import nn
 
 from bundles.errors import FreezeError
 from bundles.freezing.behaviour.describe import owned_parameters
-from bundles.freezing.behaviour.hold import Hold, hold, release, remember_requires_grad, set_requires_grad
+from bundles.freezing.behaviour.hold import Hold, hold, remember_requires_grad, set_requires_grad
 from bundles.freezing.behaviour.lowered import lift
 from bundles.freezing.heirs import follow_moves, restore_requires_grad, seat
-from bundles.freezing.marks import Marks, applied_plans, note_plan
-from bundles.freezing.optimizer.masks import forget, keep
+from bundles.freezing.marks import Marks, applied_plans, note_plan, take_off
+from bundles.freezing.optimizer.masks import keep
 from bundles.freezing.optimizer.steps import settle
-from bundles.freezing.replaced import watch_replacements
+from bundles.freezing.replaced import is_heir, pass_on, watch_replacements
 from bundles.spec.masks import Mask
 from bundles.spec.plan import FreezePlan, PlannedTensor
 
@@ -31,7 +32,7 @@ def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_fit(plan, set(owned), set(modules))
     watch_replacements()
-    _take_off(model)
+    _take_off(model.modules())
     ours = [(tensor, *owned[tensor.name]) for tensor in plan.tensors if tensor.state != "fixed"]
     for tensor, module, local, parameter in ours:  # all before the first is set: tied ones are one parameter
         remember_requires_grad(module, local, parameter.requires_grad)
@@ -50,31 +51,40 @@ def apply(model: nn.Module, plan: FreezePlan) -> nn.Module:
 
 def undo(model: nn.Module) -> nn.Module:
     """Give back every ``requires_grad``, class, mode and dtype that plans changed on the model or in it."""
-    _take_off(model)
+    _take_off(model.modules())
     lift(model)
     return model
 
 
-def _take_off(model: nn.Module) -> None:
+def _take_off(modules: Iterable[nn.Module]) -> None:
     """As :func:`undo`, but what is kept in lower precision stays so: it may be frozen again."""
     settle()
-    for _, module in list(model.named_modules()):
-        note_plan(module, None)
-        forget(module)
-        release(module)
+    for module in list(modules):
         restore_requires_grad(module)
+        take_off(module)
 
 
-def capture(model: nn.Module) -> tuple[tuple[nn.Module, Marks], ...]:
+State = tuple[tuple[str, nn.Module, Marks], ...]
+
+
+def capture(model: nn.Module) -> State:
     """Remember what every plan, also one put on a parent, has made of the model."""
-    return tuple((module, Marks.of(module)) for module in model.modules())
+    entries = model.named_modules(remove_duplicate=False)
+    return tuple((name, module, Marks.of(module)) for name, module in entries)
 
 
-def reinstate(model: nn.Module, state: tuple[tuple[nn.Module, Marks], ...]) -> None:
-    """Put the model back as it was at :func:`capture`, but for the mode requested since."""
-    _take_off(model)
-    for module, marks in state:
+def reinstate(model: nn.Module, state: State) -> None:
+    """Put the model back as it was at :func:`capture`, but for the mode requested since.
+
+    What was put in a module's place since, and has its very tensors, becomes what that was.
+    """
+    _take_off(chain(model.modules(), (module for _, module, _ in state)))
+    now = dict(model.named_modules(remove_duplicate=False))
+    for name, module, marks in state:
         marks.put(module)
+        if (heir := now.get(name, module)) is not module and is_heir(heir, module):
+            pass_on(module, heir)
+    refresh_plans(model)
 
 
 def refresh_plans(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ parametrizations the frozen parameter itself moves to another name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from bundles.freezing.behaviour.hold import (
     forget_requires_grad,
+    grads_and_before,
     noted_requires_grad,
     own_parameter,
     remember_requires_grad,
@@ -58,15 +59,18 @@ def heirs(module: nn.Module, local: str) -> list[tuple[nn.Module, str]]:
 
 
 def follow_moves(module: nn.Module, plan: FreezePlan) -> FreezePlan:
-    """Freeze what took the place of frozen tensors, and return the plan that names it."""
+    """Freeze what took the place of frozen tensors, and return the plan that names it.
+
+    A frozen tensor that nothing is noted of is in a module that nobody saw come, as ``prepare_qat`` puts them
+    there: the plan says that it trained, so a thaw must thaw it.
+    """
     modules = dict(module.named_modules(remove_duplicate=False))
+    planned = tuple(tensor.name for tensor in plan.tensors)
     tensors: dict[str, PlannedTensor] = {}
     for tensor in plan.tensors:
-        owner, _, local = tensor.name.rpartition(".")
-        gone = owner not in modules or own_parameter(modules[owner], local) is None
-        moved = _moved(tensor, modules) if gone and tensor.state == "frozen" else {}
+        moved = _follow(tensor, modules, planned) if tensor.state == "frozen" else {}
         tensors |= moved or {tensor.name: tensor}
-    same = tuple(tensors) == tuple(tensor.name for tensor in plan.tensors)
+    same = tuple(tensors) == planned
     return plan if same else replace(plan, tensors=tuple(tensors.values()))
 
 
@@ -75,6 +79,42 @@ def restore_requires_grad(module: nn.Module) -> None:
     for local, value in forget_requires_grad(module).items():
         for owner, name in heirs(module, local):
             owner.get_parameter(name).requires_grad_(value)
+
+
+def _follow(
+    tensor: PlannedTensor, modules: Mapping[str, nn.Module], planned: Collection[str]
+) -> dict[str, PlannedTensor]:
+    owner, _, local = tensor.name.rpartition(".")
+    parameter = own_parameter(modules[owner], local) if owner in modules else None
+    if parameter is None:
+        return _moved(tensor, modules) or _renamed(tensor, modules, planned)
+    if noted_requires_grad(modules[owner], local) is None and not parameter.requires_grad:
+        _freeze(modules[owner], local, before=True)
+    return {tensor.name: tensor}
+
+
+def _renamed(
+    tensor: PlannedTensor, modules: Mapping[str, nn.Module], planned: Collection[str]
+) -> dict[str, PlannedTensor]:
+    """Return as planned what a module in the tensor's place was handed on frozen, under names of its own."""
+    owner = tensor.name.rpartition(".")[0]
+    handed = grads_and_before(modules[owner]) if owner in modules else {}
+    names = {".".join(filter(None, (owner, local))): local for local, (_, now) in handed.items() if not now}
+    return {
+        full: replace(tensor, name=full, shape=tuple(modules[owner].get_parameter(local).shape))
+        for full, local in names.items()
+        if full not in planned
+    }
+
+
+def _freeze(module: nn.Module, local: str, *, before: bool) -> nn.Parameter:
+    """Freeze one parameter, beside what is frozen of its module."""
+    parameter = module.get_parameter(local)
+    remember_requires_grad(module, local, before)
+    set_requires_grad(parameter, False)
+    whole, masks = kept_of(module)
+    keep(module, whole | {local}, masks)
+    return parameter
 
 
 def _moved(tensor: PlannedTensor, modules: Mapping[str, nn.Module]) -> dict[str, PlannedTensor]:
@@ -88,11 +128,7 @@ def _moved(tensor: PlannedTensor, modules: Mapping[str, nn.Module]) -> dict[str,
     before = next((note for note in notes if note is not None), True)
     planned = {}
     for heir, key in heirs(modules[name], old if name == owner else local):
-        parameter = heir.get_parameter(key)
-        remember_requires_grad(heir, key, before)
-        set_requires_grad(parameter, False)
-        whole, masks = kept_of(heir)
-        keep(heir, whole | {key}, masks)
+        parameter = _freeze(heir, key, before=before)
         path = (name, key) if heir is modules[name] else (name, "parametrizations", local, key)
         full = ".".join(filter(None, path))
         planned[full] = replace(tensor, name=full, shape=tuple(parameter.shape))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import nn
 
 from bundles.freezing.behaviour.hold import (
     Hold,
     all_noted,
+    forget_requires_grad,
     grads_and_before,
     held,
     hold,
     is_held,
     own_parameter,
+    release,
     remember_requires_grad,
     set_requires_grad,
 )
-from bundles.freezing.optimizer.masks import keep, kept_of
+from bundles.freezing.optimizer.masks import forget, keep, kept_of
 from bundles.spec.masks import Mask
 from bundles.spec.plan import FreezePlan
+
+V = TypeVar("V")
 
 _PLAN = "_bundles_plan"
 
@@ -54,6 +59,29 @@ class Marks:
             hold(module, self.held)
         if self.plan is not None:
             note_plan(module, self.plan)
+
+    def renamed(self, names: Mapping[str, str | None]) -> Marks:
+        """Return these for a module that has its parameters under other names, or some not at all."""
+        whole, masks = self.kept
+        kept = frozenset(_renamed(dict.fromkeys(whole), names)), _renamed(masks, names)
+        return replace(
+            self,
+            noted=_renamed(self.noted, names),
+            requires_grad=_renamed(self.requires_grad, names),
+            kept=kept,
+        )
+
+
+def _renamed(of: Mapping[str, V], names: Mapping[str, str | None]) -> dict[str, V]:
+    return {new: value for local, value in of.items() if (new := names.get(local, local)) is not None}
+
+
+def take_off(module: nn.Module) -> None:
+    """Make a module one without any, but for ``requires_grad``."""
+    note_plan(module, None)
+    forget(module)
+    release(module)
+    forget_requires_grad(module)
 
 
 def is_marked(module: nn.Module) -> bool:

@@ -116,7 +116,8 @@ class Encoder:
         results: list[dict[str, Tensor]] = [{} for _ in tensors]
         if not tensors:
             return results
-        with evaluating(self._model), torch.autocast(self._device.type, enabled=False):
+        plain = torch.autocast(self._device.type, enabled=False), torch.inference_mode(False)
+        with evaluating(self._model), plain[0], plain[1]:
             sharing = self._sharing = self._sharing or self._try(tensors[0])
             if not sharing.stacks:
                 self._bound = 0.0

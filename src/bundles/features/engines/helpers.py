@@ -9,16 +9,18 @@ import pickle
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
-
-import torch
+from typing import Any
 
 from bundles.errors import BundlesWarning, FeatureError
+from bundles.features.engines.everywhere import settle
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.tasks import Task
 from bundles.features.engines.travel import context_for, needs_main, out_of_reach, pickled, without_main
@@ -41,7 +43,9 @@ class Helpers:
         self._dataset = pickled(inputs)
         self._needs_main = needs_main(recipe)
         self._alive = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(count, context, _start, (recipe, self._dataset, *self._alive))
+        with _starting():
+            given = _given(context, count, recipe, self._dataset)
+        self._pool = ProcessPoolExecutor(count, context, _start, (given, *self._alive))
         self._pending: set[Future[Made]] = set()
 
     def __enter__(self) -> Helpers:
@@ -76,7 +80,7 @@ class Helpers:
         if self._dataset is None:
             task = task.with_items(self._inputs)
         script = contextlib.nullcontext() if self._needs_main else without_main()
-        with self._telling_why(), out_of_reach(), script:
+        with self._telling_why(), _starting(), out_of_reach(), script:
             self._pending.add(self._pool.submit(_make, task))
 
     def done(self) -> Iterator[Made]:
@@ -110,6 +114,38 @@ class Helpers:
             ) from error
 
 
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise
+    except (RuntimeError, OSError) as error:
+        raise FeatureError(
+            f"Another process cannot be started ({error}), as where /dev/shm is small: pass num_workers=1, "
+            f"which goes on from what is finished."
+        ) from error
+
+
+def _given(context: Any, count: int, *what: Any) -> Callable[[], Any]:
+    """Return what tells a process that has just started what to do.
+
+    A fork inherits it. A process that is spawned asks for it: what it is started with is written before it
+    runs, and one that ends at once, for want of a guard, would leave its parent waiting for it to read more
+    than a pipe holds.
+    """
+    if context.get_start_method() == "fork":
+        return lambda: what
+    queue = context.SimpleQueue()
+    each = [bytes(ForkingPickler.dumps(what)) for _ in range(count)]  # what is shared is fetched once
+    threading.Thread(target=lambda: [queue.put(one) for one in each], daemon=True).start()
+    return partial(_fetch, queue)
+
+
+def _fetch(queue: Any) -> Any:
+    return pickle.loads(queue.get())  # noqa: S301 - by the process that started this one
+
+
 # --- in such a process ----------------------------------------------------------------------------
 
 _maker: ShardMaker
@@ -117,14 +153,15 @@ _dataset: bytes | None
 _inputs: Inputs | None = None
 
 
-def _start(recipe: Recipe, dataset: bytes | None, alive: Connection, parents_end: Connection) -> None:
+def _start(given: Callable[[], Any], alive: Connection, parents_end: Connection) -> None:
     global _maker, _dataset
     parents_end.close()  # so that the parent alone holds it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not blocked
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     warnings.simplefilter("ignore", BundlesWarning)  # the parent has built the model, and warned
-    torch.set_num_threads(1)
-    _maker, _dataset = ShardMaker(recipe), dataset
+    settle()
+    recipe, _dataset = given()
+    _maker = ShardMaker(recipe)
 
 
 def _end_with_parent(alive: Connection) -> None:

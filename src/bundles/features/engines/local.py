@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-import torch
-
+from bundles.features.engines.everywhere import as_everywhere
 from bundles.features.engines.helpers import Helpers
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.tasks import Task, Tasks
 from bundles.features.engines.window import Made
 from bundles.features.inputs.open import Inputs
-
-
-@contextlib.contextmanager
-def as_everywhere() -> Iterator[None]:
-    """Compute as every worker does within a ``with`` block, whatever this process is set to.
-
-    That is on one thread, since how sums are split decides their last bits, and in full precision.
-    """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
 
 
 def make_here(maker: ShardMaker, inputs: Inputs, tasks: Iterable[Task]) -> Iterator[Made]:

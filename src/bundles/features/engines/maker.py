@@ -97,7 +97,7 @@ class ShardMaker:
             return None  # the model is asked again, and says what it does not take
         stored = set(ShardReader(self.recipe.folder / shard.name, shard, self.recipe.facts).identities)
         refused = [item.name for item in window.items if item.identity not in stored]
-        return window.made(shard, [(name, f"{name}: the model did not take it.") for name in refused])
+        return window.made(shard, [(name, refused_before(name)) for name in refused])
 
     def compute(self, window: Window) -> Computed:
         """Return what the model makes of a window.
@@ -116,10 +116,13 @@ class ShardMaker:
         """
         folder, window, items = self.recipe.folder, computed.window, computed.items
         name = self.name(window.number, window.identities, window.names)
-        damaged = (folder / name).exists()
         names, identities = [item.name for item in items], [item.identity for item in items]
-        shard = write_shard(folder, name, names, identities, computed.features) if items else None
-        return replace(window.made(shard, computed.refused), bound=computed.bound, damaged=damaged)
+        shard = find_shard(folder, name)  # another process may have made it meanwhile
+        damaged = shard is None and (folder / name).exists()
+        if shard is None and items:
+            shard = write_shard(folder, name, names, identities, computed.features, replace=damaged)
+        made = window.made(shard, computed.refused)
+        return replace(made, bound=computed.bound, damaged=damaged, computed=True)
 
     def encode(
         self, items: Sequence[Item]
@@ -144,6 +147,11 @@ class ShardMaker:
         except InputError as error:
             return f"{item.name}: {error}"
         return None
+
+
+def refused_before(name: str) -> str:
+    """Why an item is left out of a shard that is there; the manifest that names the shard may say more."""
+    return f"{name}: the model did not take it."
 
 
 def encoder_of(recipe: Recipe, model: nn.Module | None = None) -> Encoder:

@@ -19,6 +19,7 @@ import torch
 
 from bundles.builders.require import require
 from bundles.errors import BundlesError, FeatureError
+from bundles.features.engines.everywhere import settle
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.rows import item_of, rows_of
 from bundles.features.engines.source import ModuleSource, Source
@@ -215,7 +216,7 @@ class _Actor:
     def __init__(self, recipe: Recipe, settings: Mapping[str, str], as_table: bool) -> None:
         for name, value in settings.items():
             os.environ.setdefault(name, value)
-        torch.set_num_threads(1)
+        settle()
         self.maker = ShardMaker(recipe)
         self.as_table = as_table
 

@@ -23,11 +23,12 @@ from bundles.errors import (
 from bundles.features.encode.state import state_digest
 from bundles.features.engines.accelerator import make_fed
 from bundles.features.engines.local import make_here, make_together
-from bundles.features.engines.maker import ShardMaker, encoder_of
+from bundles.features.engines.maker import ShardMaker, encoder_of, refused_before
+from bundles.features.engines.measured import Measured
 from bundles.features.engines.progress import telling
 from bundles.features.engines.ray import RayRows, make_of_rows, make_on_ray
 from bundles.features.engines.tasks import Task, Tasks
-from bundles.features.engines.travel import context_for, may_start_others
+from bundles.features.engines.travel import context_for, is_run_again, may_start_others
 from bundles.features.engines.window import Made, Recipe
 from bundles.features.inputs.open import Inputs
 from bundles.features.inputs.stamps import Stamps
@@ -61,6 +62,7 @@ class Extraction:
         default = _window_size(inputs.count, len(recipe.facts.layers))
         self._size = shard_size or (self._before.shard_size if self._before else default)
         self._stamps = Stamps(recipe.folder)
+        self._measured = Measured(recipe.folder)
         self._state: str | None = self._before.state if self._before else None
 
     def run(self, num_workers: int | None, *, progress: bool) -> FeatureStore:
@@ -70,6 +72,11 @@ class Extraction:
             InputError, NotDeterministicError, FeatureError, CacheError: as
                 :func:`bundles.extract_features`.
         """
+        if is_run_again():
+            raise FeatureError(
+                "This script is run again by a process that it started: let it begin its work under "
+                "`if __name__ == '__main__':`."
+            )
         made: list[Made] = []
         with (
             telling(self._recipe.source.name, self._inputs.count, show=progress) as tell,
@@ -148,6 +155,8 @@ class Extraction:
     def _note(self, made: Made) -> None:
         for stamp, identity in made.stamps:
             self._stamps.note(stamp, identity)
+        if made.computed:
+            self._measured.add(self._recipe.batch_size, made.bound or 0.0)
         if made.damaged and made.shard is not None:
             warn(
                 f"The shard {made.shard.name} in {self._recipe.folder} was damaged, and was made anew.",
@@ -159,6 +168,8 @@ class Extraction:
         unreadable = tuple(entry for each in made for entry in each.unreadable)
         if not any(each.shard for each in made):
             raise _nothing(unreadable)
+        if all(each.computed for each in made):  # what earlier runs left is none of this store's
+            self._measured.put(self._recipe.batch_size, max(each.bound or 0.0 for each in made))
         manifest = self._manifest(made, unreadable)
         if manifest != self._before:
             write_manifest(self._recipe.folder, manifest)
@@ -171,15 +182,20 @@ class Extraction:
         if self._state is None:  # all was there but the manifest
             self._build()
         same = before if before and {*shards} <= {*before.shards} else None
-        bounds = [each.bound or 0.0 for each in made] + ([before.bound] if before else [])
+        if before and {*shards} & {*before.shards}:
+            self._measured.add(before.batch_size, before.bound)
+            told = dict(before.unreadable)  # a shard that is there does not say why it lacks an item
+            unreadable = tuple(
+                (n, told.get(n, why) if why == refused_before(n) else why) for n, why in unreadable
+            )
         return Manifest(
             recipe.facts,
             self._state or "",
             sum(each.seen for each in made),
             self._size,
             shards,
-            before.batch_size if before else recipe.batch_size,
-            max(bounds),
+            self._measured.batch_size or recipe.batch_size,
+            self._measured.bound,
             unreadable,
             same.versions if same else recipe.source.versions(),
         )

@@ -44,8 +44,9 @@ class BundleSource:
         return self.bundle.name
 
     def pin(self) -> str:
-        """Return the line that names it."""
-        return pin_string(self.bundle.name, pin_digest(self.bundle))
+        """Return the line that names it, of a folder or file without its path: it may be moved."""
+        name = self.bundle.name
+        return pin_string("file:" if name.startswith("file:") else name, pin_digest(self.bundle))
 
     def build(self) -> nn.Module:
         """Return the model with its weights, frozen as asked."""

@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from bundles.features.inputs.open import Inputs
 
 _MAIN = b"__main__"
+_SWAPPED = threading.Lock()  # or two threads each put back what the other took away
 _LARGEST = 1 << 24  # bytes of a pickled dataset; a larger one is read here, and its items are handed over
 
 
@@ -36,6 +38,11 @@ def context_for(thing: object) -> Any:
     return multiprocessing.get_context("fork") if sys.platform == "linux" else None
 
 
+def is_run_again() -> bool:
+    """Whether a process that was just started runs the script of the user again, for want of a guard."""
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
+
+
 def may_start_others() -> bool:
     """Whether this process may start others; a daemon, as the workers of a ``DataLoader`` are, may not."""
     return not multiprocessing.current_process().daemon
@@ -49,12 +56,13 @@ def needs_main(thing: object) -> bool:
 @contextlib.contextmanager
 def without_main() -> Iterator[None]:
     """Start processes that do not run the user's script again, which needs no ``if __name__ == ...`` then."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _SWAPPED:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager
@@ -70,10 +78,11 @@ def out_of_reach() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def pickled(inputs: Inputs) -> bytes | None:
+def pickled(inputs: Inputs, *, knows_main: bool = False) -> bytes | None:
     """A dataset for other processes to read from; ``None`` of one that has to be read here.
 
-    That is a large one, one that cannot be pickled, and one whose class only the user's script knows.
+    That is a large one, one that cannot be pickled, as one with an open file, and, unless the others know the
+    user's script, one whose class is in it.
     """
     if inputs.count is None:
         return None
@@ -83,7 +92,7 @@ def pickled(inputs: Inputs) -> bytes | None:
     except Exception:  # noqa: BLE001 - of a class of the user's, which may raise anything
         return None
     found = out.getvalue()
-    return None if _MAIN in found else found
+    return found if knows_main or _MAIN not in found else None
 
 
 def _structure(thing: object) -> bytes | None:

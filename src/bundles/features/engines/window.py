@@ -46,6 +46,7 @@ class Made:
         unreadable: name of each item that was left out, and why.
         bound: how far results may be from those of items alone, if that was measured here.
         damaged: whether a file was there already, and not whole.
+        computed: whether the model was asked, and not only what is there.
         stamps: of files that were read, each with the identity of what is in it.
     """
 
@@ -55,6 +56,7 @@ class Made:
     unreadable: tuple[tuple[str, str], ...] = ()
     bound: float | None = None
     damaged: bool = False
+    computed: bool = False
     stamps: tuple[tuple[Stamp, bytes], ...] = ()
 
 

@@ -84,7 +84,7 @@ class Parquet:
                 self._groups.append((path, group, _with_rate(columns, column), named))
                 sizes.append(described.metadata.row_group(group).num_rows)
         self._ends = list(accumulate(sizes))
-        self._held: tuple[int, list[str], Any] | None = None
+        self._held: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -121,8 +121,8 @@ class Parquet:
         if self._held is None or self._held[0] != number:
             path, group, columns, named = self._groups[number]
             wanted = list(dict.fromkeys((*columns, *((named,) if named else ()))))
-            self._held = (number, wanted, _open(path).read_row_group(group, columns=wanted))
-        return self._held[2]
+            self._held = number, _open(path).read_row_group(group, columns=wanted)
+        return self._held[1]
 
 
 def _open(path: str) -> Any:

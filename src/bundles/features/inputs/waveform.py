@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bundles.builders.require import require
-from bundles.demo.pitch import normalise
 from bundles.errors import InputError
 
 # By which audio is found in folders and tars.
@@ -114,6 +113,12 @@ def frames_of(wave: Tensor, frame_length: int, hop_length: int) -> Tensor:
     if len(wave) < frame_length:
         raise InputError(f"has {len(wave)} samples, and a frame has {frame_length}: leave it out.")
     return normalise(wave.unfold(0, frame_length, hop_length))
+
+
+def normalise(cut: Tensor) -> Tensor:
+    """Give each frame mean 0 and standard deviation 1, as CREPE was trained (Kim et al. 2018, section 2)."""
+    centred = cut - cut.mean(dim=-1, keepdim=True)
+    return centred / centred.std(dim=-1, keepdim=True).clamp_min(1e-10)
 
 
 def _as_float(samples: Tensor) -> Tensor:

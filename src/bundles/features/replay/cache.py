@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundles.errors import BundlesWarning, warn
+from bundles.errors import BundlesWarning, FeatureError, warn
 from bundles.features.replay.activations import Activations, look_up
 from bundles.features.replay.batch import Batch, NotStored, alone, read_batch
 from bundles.features.replay.play import Player
@@ -20,6 +20,7 @@ from bundles.features.replay.record import Recorder
 from bundles.features.replay.rules import Rules, learn_rules
 from bundles.features.store.store import FeatureStore
 
+COMPILED = "The model is compiled, and nothing compiled can be skipped: give cached() one that is not."
 _THAWED = (
     "The prefix whose activations are stored trains now, or is held in another way, so it is computed from "
     "here on; bundles.features.cached.uncache(model) takes the store off."
@@ -91,6 +92,8 @@ class Cache:
         return {**self.__dict__, "_rules": {}, "_now": None}
 
     def _before(self, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            raise FeatureError(COMPILED)
         if self._is_checking:
             return
         try:

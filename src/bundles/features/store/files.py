@@ -13,11 +13,15 @@ from bundles.errors import CacheError
 
 
 @contextlib.contextmanager
-def placing(target: Path) -> Iterator[BinaryIO]:
+def placing(target: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Yield a file to write, which gets its name, read-only, once it is written.
 
-    Two processes may write the same file: it is a function of its name, so either one's will do. What a
-    killed one left of it is removed by the next that writes it. This does not wait for the disk.
+    Two processes may write the same file. What a killed one left of it is removed by the next that writes
+    it. This does not wait for the disk.
+
+    Args:
+        target: the name.
+        replace: whether a file that has that name by then is replaced; else it stays.
 
     Raises:
         CacheError: the folder cannot be written.
@@ -30,7 +34,7 @@ def placing(target: Path) -> Iterator[BinaryIO]:
         )
         with open(handle, "wb") as file:
             yield file
-        _publish(Path(temporary), target)
+        _publish(Path(temporary), target, replace)
     except OSError as error:
         raise CacheError(
             f"{target} cannot be written ({error.strerror or error}): make room or name another folder; "
@@ -50,13 +54,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _publish(temporary: Path, target: Path) -> None:
+def _publish(temporary: Path, target: Path, replace: bool) -> None:
     try:
         temporary.chmod(0o444)
-        os.replace(temporary, target)
+        if replace or not _linked(temporary, target):
+            os.replace(temporary, target)
     except FileNotFoundError:  # another process was first, and took this for something that a kill left
         if not target.exists():
             raise
     for left in target.parent.glob(f".{target.name}.*.incomplete"):
         with contextlib.suppress(OSError):
             left.unlink()
+
+
+def _linked(temporary: Path, target: Path) -> bool:
+    """Give a file a name that another may have; whether that name is taken now, by it or by another."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return True
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        return False
+    return True

@@ -43,9 +43,9 @@ class Manifest:
         count: of the dataset's items, those that could not be read among them.
         shard_size: of a window, in items.
         shards: in the order of the dataset.
-        batch_size: that was computed with.
+        batch_size: the most items that the model was given at once.
         bound: the largest relative difference between an item in a batch and alone, as it was measured;
-            0.0 where the bits are equal.
+            0.0 where the bits were equal.
         unreadable: name and reason of each item that could not be read.
         versions: of the libraries that computed it; nothing is decided by them.
     """

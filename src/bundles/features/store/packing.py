@@ -159,7 +159,7 @@ def _layer(layer: str, names: Sequence[str], tensors: Sequence[Tensor]) -> Itera
 
 
 def _offsets(name: str, lengths: Sequence[int]) -> Part:
-    values = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64)
+    values = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device="cpu")
     return Part(name, torch.int64, (len(lengths) + 1,), [values])
 
 

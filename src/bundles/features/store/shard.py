@@ -14,6 +14,7 @@ A layer whose items are single rows (pooled features, ``[dim]``) has no offsets:
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def write_shard(
     names: Sequence[str],
     identities: Sequence[bytes],
     features: Sequence[Mapping[str, Tensor]],
+    *,
+    replace: bool = True,
 ) -> Shard:
     """Write a shard, whole or not at all; equal contents give equal bytes.
 
@@ -81,6 +84,7 @@ def write_shard(
         identities: of their inputs, 32 bytes each.
         features: of each item by layer, ``[frames, *rest]`` or ``[dim]``; within a layer items may differ in
             the first dimension alone.
+        replace: whether a file that is there is replaced; else it is kept, and what it holds is returned.
 
     Raises:
         FeatureError: an item lacks a layer, or has another shape or dtype than the others.
@@ -88,13 +92,17 @@ def write_shard(
     """
     packed = pack(names, identities, features)
     blank = packed.header("")
-    with placing(Path(folder) / name) as file:
+    path = Path(folder) / name
+    with placing(path, replace=replace) as file:
         file.write(blank)
         digest = hashlib.sha256(write_hashing(file, packed.parts()) + blank).hexdigest()
         size = file.tell()
         file.seek(0)
         file.write(packed.header(digest))
-    return Shard(name, len(names), size, digest)
+        ours = os.fstat(file.fileno())
+    shard = Shard(name, len(names), size, digest)
+    is_ours = os.path.samestat(path.stat(), ours)
+    return shard if is_ours else find_shard(folder, name) or shard
 
 
 def find_shard(folder: Path, name: str) -> Shard | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 from bisect import bisect_right
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from bundles.spec.features import FeatureFacts
 from bundles.spec.values import shown
 
 _OPEN_FILES = 64  # of a store; some systems give a process 256 in all
+_READ = ("manifest", "names", "_shards", "_stops", "_positions")  # anew by whoever gets a store
 _SHARDS = "[0-9]*-*.safetensors"
 
 
@@ -33,8 +35,9 @@ class FeatureStore(Dataset[Any]):
     """Features of a dataset, in its order, with random access to items of any length.
 
     ``store[i]`` is ``[frames, dim]`` (or ``[dim]`` of pooled features) in memory of its own, so that writing
-    to it changes nothing. A store of several layers gives a dict by the layers' names. A store goes to the
-    workers of a ``DataLoader`` by its path, and opens its files where it reads them.
+    to it changes nothing. A store of several layers gives a dict by the layers' names. A store, also of a
+    class of one's own below this, goes to the workers of a ``DataLoader`` by its path, and opens its files
+    where it reads them.
 
     Args:
         path: the folder that :func:`~bundles.extract_features` wrote to, or the folder of one store in it.
@@ -63,11 +66,14 @@ class FeatureStore(Dataset[Any]):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         self.path = find_store(Path(path).expanduser().absolute())
-        self.manifest: Manifest = read_manifest(self.path)
         self._layer, self._dtype = layer, _dtype(dtype)
-        if layer is not None and layer not in self.facts.layers:
+        self._open()
+
+    def _open(self) -> None:
+        self.manifest: Manifest = read_manifest(self.path)
+        if self._layer is not None and self._layer not in self.facts.layers:
             raise FeatureError(
-                f"The store {self.path} has no layer {shown(layer)}: name one of "
+                f"The store {self.path} has no layer {shown(self._layer)}: name one of "
                 f"{', '.join(self.facts.layers)}."
             )
         shards, open_file = self.manifest.shards, lru_cache(_OPEN_FILES)(OpenFile)
@@ -142,16 +148,19 @@ class FeatureStore(Dataset[Any]):
 
         Returns:
             ``(padded, lengths)`` of shapes ``[batch, frames, dim]`` and ``[batch]``, zeros in the padding; of
-            several layers two dicts of these.
+            several layers two dicts of these. Of pooled features, ``[batch, dim]``, each length is ``dim``.
 
         Raises:
             FeatureError: there are no items, or they do not fit together.
         """
         return pad(items)
 
-    def layer(self, name: str) -> FeatureStore:
+    def layer(self, name: str) -> Self:
         """Return the same store, of which one layer is read."""
-        return FeatureStore(self.path, layer=name, dtype=self._dtype)
+        other = copy.copy(self)
+        other._layer = name
+        other._open()
+        return other
 
     def verify(self) -> None:
         """Read every byte, on all cores, and compare the digests.
@@ -166,8 +175,12 @@ class FeatureStore(Dataset[Any]):
         if found:
             raise damaged(self.path, found)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._layer, self._dtype)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _READ}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     def __repr__(self) -> str:
         dtype = str(self._dtype).removeprefix("torch.") if self._dtype else self.facts.dtype
@@ -243,7 +256,3 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise FeatureError(f"dtype is {shown(dtype)}: name a floating-point one, as 'float32'.")
     return found
-
-
-def _reopen(path: str, layer: str | None, dtype: torch.dtype | None) -> FeatureStore:
-    return FeatureStore(path, layer=layer, dtype=dtype)

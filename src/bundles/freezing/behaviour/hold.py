@@ -122,6 +122,18 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     return cls
 
 
+def knobs_before(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that are held beside the flag, with the values that a release gives back."""
+    return dict(module.__dict__.get(_KNOBS, {}))
+
+
+def hold_anew(module: nn.Module) -> None:
+    """Hold a module of another class again that was given the ``__dict__`` of a held one."""
+    what = held(module)
+    if what is not None and not hasattr(type(module), "_bundles_base"):  # FSDP and parametrize inherit it
+        hold(module, what)
+
+
 def remember_requires_grad(module: nn.Module, local: str, value: bool) -> None:
     """Note what ``requires_grad`` was, for the undo; the first note stays."""
     module.__dict__[_BEFORE] = {local: value, **module.__dict__.get(_BEFORE, {})}

@@ -40,6 +40,9 @@ class Kept:
         return {"parameters": self.parameters, "names": self.names, "masks": self.masks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        from bundles.freezing.replaced import watch_replacements  # which no freeze may have called here
+
+        watch_replacements()
         self.__dict__.update(state)
         self._start()
 
