@@ -32,9 +32,16 @@ def keras() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _seeded(keras: Any) -> None:
+def _as_in_a_new_process(keras: Any) -> None:
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
+    forget_what_froze(keras)
+
+
+def forget_what_froze(keras: Any) -> None:
+    """Take off what the first freeze in a process puts on Keras' classes."""
+    if "__reduce__" in vars(keras.Layer):
+        del keras.Layer.__reduce__
 
 
 def flat(keras: Any, rate: float = 0.5) -> Any:
@@ -343,6 +350,105 @@ def test_a_copy_keeps_the_freeze_of_a_model_inside(keras: Any) -> None:
     assert torch.equal(in_training(again, inputs), in_training(again, inputs))
     assert adapter.freeze_plan(again) is None
     assert adapter.freeze_plan(again.get_layer("backbone")).policy == "All()"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("outer", ["Functional", "a class made later"])
+def test_a_model_of_another_class_is_copied_with_the_frozen_one_inside(keras: Any, outer: str) -> None:
+    class Outer(keras.Model):  # type: ignore[misc]
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.inside, self.top = flat(keras), keras.layers.Dense(2, name="outer")
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return self.top(self.inside(x, training=training))
+
+    given, (inputs, labels) = keras.Input((8,)), data(8)
+    model = keras.Model(given, keras.layers.Dense(2, name="outer")(flat(keras)(given)))
+    if outer != "Functional":
+        model = Outer()
+        model(torch.from_numpy(inputs))
+    adapter.freeze(model.get_layer("net"), "all", "features")
+    ways = COPIES if outer == "Functional" else ["deepcopy"]  # pickle finds no class inside a function
+    for way in ways:
+        with keras.saving.custom_object_scope({"Outer": Outer}):
+            again = COPIES[way](model)
+        before, inside = values(again), again.get_layer("net")
+        fit(again, inputs, labels, epochs=1, callbacks=[adapter.FreezeCallback()])
+        assert {path.rpartition("outer/")[2] for path in moved(again, before)} == {"kernel", "bias"}
+        still = inside(torch.from_numpy(inputs), training=False)
+        assert torch.equal(in_training(inside, inputs), still)
+        assert len(adapter.unfreeze(inside).trainable_weights) == 8
+        assert len(again.trainable_weights) == 10
+
+
+def test_a_model_inside_without_a_name_is_found_in_the_copy(keras: Any) -> None:
+    class Own(keras.Model):  # type: ignore[misc]
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.inside = keras.Sequential([keras.layers.Dense(4), keras.layers.Dropout(0.5)])
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return self.inside(x, training=training)
+
+    model, (inputs, _) = Own(), data(8)
+    model(torch.from_numpy(inputs))
+    adapter.freeze(model.inside, "all", "features")
+    with keras.saving.custom_object_scope({"Own": Own}):
+        again = copy.deepcopy(model)
+    assert again.inside.name != model.inside.name
+    assert torch.equal(in_training(again, inputs), again(torch.from_numpy(inputs)))
+
+
+def test_a_process_that_loads_a_frozen_model_copies_it_frozen(keras: Any) -> None:
+    pickled = pickle.dumps(adapter.freeze(flat(keras)))
+    forget_what_froze(keras)
+    again = copy.deepcopy(pickle.loads(pickled))
+    assert adapter.freeze_plan(again) is not None
+
+
+def replace_top(model: Any, keras: Any) -> None:
+    model.pop()
+    model.add(keras.layers.Dense(2, name="top"))
+
+
+def take_out_dropout(model: Any, keras: Any) -> None:
+    top = model.get_layer("top")
+    model.pop(), model.pop(), model.add(top)
+
+
+CHANGES: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "enable_lora": (r"one\.lora_kernel_a", lambda model, keras: model.get_layer("one").enable_lora(2)),
+    "quantize": (r"one\.kernel", lambda model, keras: model.get_layer("one").quantize("int8")),
+    "add": (r"extra\.bias", lambda model, keras: model.add(keras.layers.Dense(2, name="extra"))),
+    "add without weights": ("extra", lambda model, keras: model.add(keras.layers.ReLU(name="extra"))),
+    "take out without weights": ("two_drop", take_out_dropout),
+    "pop": (r"top\.bias", lambda model, keras: model.pop()),
+    "pop, add of the same name": (r"top\.kernel", replace_top),
+}
+
+
+def test_a_model_changed_after_its_freeze_is_not_copied(keras: Any) -> None:
+    for named, edit in CHANGES.values():
+        model, again = adapter.freeze(flat(keras)), flat(keras)
+        edit(model, keras)
+        with pytest.raises(
+            bundles.FreezeArgumentError,
+            match=rf"The model 'net' was changed after it was frozen \({named} came, went or was",
+        ):
+            copy.deepcopy(model)
+        edit(again, keras)
+        adapter.freeze(again)
+        assert flags(copy.deepcopy(again)) == flags(again)
+
+
+def test_a_wrapper_given_another_module_after_the_freeze_is_not_copied(keras: Any) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    wrapped = keras.layers.TorchModuleWrapper(module, name="torch", output_shape=(None, 8))
+    model = keras.Sequential([keras.Input((8,)), wrapped, keras.layers.Dense(2, name="top")])
+    adapter.freeze(model)
+    wrapped.module = torch.nn.Sequential(*module)  # with the parameters that Keras knows
+    with pytest.raises(bundles.FreezeArgumentError, match=r"after it was frozen \(Sequential came, went"):
+        copy.deepcopy(model)
 
 
 def test_a_copy_keeps_both_freezes_of_a_wrapped_bundle(keras: Any) -> None:

@@ -137,7 +137,7 @@ def put(model: Any, layers: Mapping[str, Any], plan: FreezePlan, *, lasting: boo
         FreezeArgumentError, InexpressibleModeError: as :func:`freeze`.
     """
     hold.apply(model, layers, plan, lasting=lasting)
-    register(model)
+    register()
     if plan.frozen and not plan.trained and plan.mode.expects_training:
         warn(
             "Nothing is left to train: freeze less, as in 'last:1', or say that this is meant "

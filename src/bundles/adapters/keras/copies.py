@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bundles.adapters.keras import hold
-from bundles.adapters.keras.table import is_wrapper, layers_of, variables_of
+from bundles.adapters.keras.table import import_keras, is_wrapper, layers_of, variables_of
+from bundles.errors import FreezeArgumentError
 from bundles.freezing import apply as torch_apply
 from bundles.spec.plan import FreezePlan
 
@@ -32,46 +32,73 @@ class _Note:
     modules: dict[str, list[tuple[str, FreezePlan]]]
 
 
-def register(model: Any) -> None:
-    """Let ``copy`` and ``pickle`` ask here for models of a class; what is not frozen they get as ever.
+def register() -> None:
+    """Let ``copy`` and ``pickle`` of Keras' layers ask here; what is not frozen they get as ever.
 
-    What is frozen cannot be in the config, by which Keras makes copies, without being in files, too.
+    What is frozen cannot be in the config, by which Keras makes copies, without being in files, too. All
+    classes are told, since a model of any of them, also one made later, may have a frozen one inside.
     """
-    copyreg.dispatch_table.setdefault(type(model), _reduced)
+    import_keras().Layer.__reduce__ = _reduced
 
 
 def _reduced(model: Any) -> Any:
-    """Return how a model is made again, also where only models inside it are frozen."""
-    build, arguments, *rest = made = model.__reduce_ex__(4)
-    found = [(name, layer, hold.state_of(layer)) for name, layer in layers_of(model).items()]
-    notes = {name: _note(layer, state) for name, layer, state in found if state is not None}
-    return (_made, (build, arguments, notes), *rest) if notes else made
+    """Return how a model is made again, also where only models inside it are frozen.
+
+    Raises:
+        FreezeArgumentError: one of these was changed since it was frozen.
+    """
+    build, arguments = made = super(import_keras().Layer, model).__reduce__()
+    found = [(layer, hold.state_of(layer)) for layer in layers_of(model).values()]
+    notes = {place: _note(layer, state) for place, (layer, state) in enumerate(found) if state is not None}
+    return (_made, (build, arguments, notes)) if notes else made
 
 
-def _made(build: Callable[..., Any], arguments: tuple[Any, ...], notes: dict[str, _Note]) -> Any:
+def _made(build: Callable[..., Any], arguments: tuple[Any, ...], notes: dict[int, _Note]) -> Any:
+    register()  # this may be a process in which nothing was frozen yet
     model = build(*arguments)
-    layers = layers_of(model)
-    for name, note in notes.items():
-        _put(layers[name], note)
+    layers = list(layers_of(model).values())  # by place: those without a name of their own get new ones
+    for place, note in notes.items():
+        _put(layers[place], note)
     return model
 
 
 def _note(model: Any, state: hold.State) -> _Note:
     layers = layers_of(model)
-    variables = [name for name, _, _ in variables_of(layers)]
+    variables = {name: variable for name, _, variable in variables_of(layers)}
     wrapped = {id(layer.module): name for name, layer in layers.items() if is_wrapper(layer)}
+    _check_unchanged(model, state, layers, variables)
+    before = {id(each): trained for each, trained in (*state.trainable, *state.variables)}
     return _Note(
         state.plan,
         state.lasting,
-        trainable=dict(zip(layers, (trained for _, trained in state.trainable), strict=True)),
-        variables=dict(zip(variables, (trained for _, trained in state.variables), strict=True)),
-        modules={wrapped[id(module)]: _plans(module, was) for module, was in state.modules},
+        trainable={name: before[id(layer)] for name, layer in layers.items()},
+        variables={name: before[id(variable)] for name, variable in variables.items()},
+        modules={
+            wrapped[id(module)]: [(name, marks.plan) for name, _, marks in was if marks.plan is not None]
+            for module, was in state.modules
+        },
     )
 
 
-def _plans(module: Any, was: tuple[Any, ...]) -> list[tuple[str, FreezePlan]]:
-    names = {id(each): name for name, each in module.named_modules()}
-    return [(names[id(each)], marks.plan) for each, marks in was if marks.plan is not None]
+def _check_unchanged(
+    model: Any, state: hold.State, layers: Mapping[str, Any], variables: Mapping[str, Any]
+) -> None:
+    """Refuse a model that has what its plan does not know, or lacks what it names."""
+    known = {id(each) for each, _ in (*state.trainable, *state.variables)}
+    now = {id(layer) for layer in layers.values()}
+    modules = {id(layer.module) for layer in layers.values() if is_wrapper(layer)}
+    changed = [
+        *sorted({tensor.name for tensor in state.plan.tensors} ^ set(variables)),
+        *(name for name, each in (*variables.items(), *layers.items()) if id(each) not in known),
+        *(layer.name for layer, _ in state.trainable if id(layer) not in now),
+        *(type(module).__name__ for module, _ in state.modules if id(module) not in modules),
+    ]
+    if changed:
+        raise FreezeArgumentError(
+            f"The model {model.name!r} was changed after it was frozen ({changed[0]} came, went or was "
+            f"replaced), so that its copy would be frozen otherwise: type "
+            f"bundles.adapters.keras.unfreeze(model) before such a change, and freeze(model, ...) after it."
+        )
 
 
 def _put(model: Any, note: _Note) -> None:
