@@ -321,6 +321,20 @@ def test_copies_open_their_own_files(tmp_path: Path, copied: Callable[[FeatureSt
     assert (other.layers, other.digest) == (("output",), read_manifest(tmp_path).digest)
 
 
+def test_the_default_device_is_no_matter(tmp_path: Path) -> None:
+    items = [*ragged(3), {"output": ragged(1)[0]["output"][:0]}]
+    torch.set_default_device("meta")
+    try:
+        build(tmp_path, items)
+        store = FeatureStore(tmp_path)
+        read = [store[index] for index in range(4)]
+        lengths = store.collate(read)[1]
+    finally:
+        torch.set_default_device(None)
+    assert all(same(found, item["output"]) for found, item in zip(read, items, strict=True))
+    assert lengths.tolist() == [len(item["output"]) for item in items]
+
+
 class Labelled(FeatureStore):
     """A store as people extend it."""
 

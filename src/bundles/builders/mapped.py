@@ -83,7 +83,7 @@ def read_header(path: Path, size: int) -> dict[str, Entry] | None:
 
 def _tensor(storage: Any, entry: Entry) -> torch.Tensor:
     if entry.start == entry.stop:
-        return torch.empty(entry.shape, dtype=entry.dtype)
+        return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
     # A slice is a storage of its own size, so that torch.save of one tensor does not write the whole file.
     piece: Any = storage[entry.start : entry.stop]
     empty: Any = torch.empty(0, dtype=entry.dtype)

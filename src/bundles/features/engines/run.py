@@ -22,6 +22,7 @@ from bundles.errors import (
 )
 from bundles.features.encode.state import state_digest
 from bundles.features.engines.accelerator import make_fed
+from bundles.features.engines.everywhere import as_everywhere
 from bundles.features.engines.local import make_here, make_together
 from bundles.features.engines.maker import ShardMaker, encoder_of, refused_before
 from bundles.features.engines.measured import Measured
@@ -99,7 +100,8 @@ class Extraction:
             return
         maker, tasks = ShardMaker(self._recipe), Tasks(self._inputs, self._size)
         for task in tasks:
-            found = self._find(maker, self._inputs, task)
+            with as_everywhere():
+                found = self._find(maker, self._inputs, task)
             if found is None:
                 tasks.put_back(task)
                 yield from self._make(self._inputs, tasks, num_workers)
@@ -174,7 +176,7 @@ class Extraction:
         if manifest != self._before:
             write_manifest(self._recipe.folder, manifest)
         if unreadable:
-            _warn_of(unreadable, manifest)
+            _warn_of(manifest)
 
     def _manifest(self, made: Sequence[Made], unreadable: tuple[tuple[str, str], ...]) -> Manifest:
         recipe, before = self._recipe, self._before
@@ -221,7 +223,8 @@ def _nothing(unreadable: Sequence[tuple[str, str]]) -> InputError:
     )
 
 
-def _warn_of(unreadable: Sequence[tuple[str, str]], manifest: Manifest) -> None:
+def _warn_of(manifest: Manifest) -> None:
+    unreadable = manifest.unreadable
     more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
     warn(
         f"{len(unreadable)} of {manifest.count} items could not be read and were left out: "

@@ -106,5 +106,5 @@ def _is_per_token(batch: Batch, items: Sequence[Tensor]) -> bool:
 
 
 def _sizes(batch: Batch, items: Sequence[Tensor], frames: int) -> Sizes:
-    lengths = torch.tensor([len(item) for item in items])
+    lengths = torch.tensor([len(item) for item in items], device="cpu")
     return Sizes(len(batch.inputs), batch.samples, max(frames, int(lengths.max())), lengths)

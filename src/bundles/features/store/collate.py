@@ -51,5 +51,5 @@ def _pad(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
                 f"Items of shapes {list(first.shape)} and {list(tensor.shape)} ({first.dtype} and "
                 f"{tensor.dtype}) make no batch: they may differ in the first dimension alone."
             )
-    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    lengths = torch.tensor([len(tensor) for tensor in tensors], device="cpu")
     return pad_sequence([*tensors], batch_first=True), lengths

@@ -164,7 +164,8 @@ def _offsets(name: str, lengths: Sequence[int]) -> Part:
 
 
 def _bytes(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+    empty = torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else empty
 
 
 def _kind(tensor: Tensor) -> str:

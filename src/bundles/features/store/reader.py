@@ -89,7 +89,7 @@ class ShardReader:
         start, stop = self._rows(layer)[item : item + 2]
         shape = (stop - start, *entry.shape[1:]) if OFFSETS + layer in self._entries else entry.shape[1:]
         row = prod(entry.shape[1:]) * entry.dtype.itemsize
-        found = torch.empty(shape, dtype=entry.dtype)
+        found = torch.empty(shape, dtype=entry.dtype, device="cpu")
         if found.nbytes:
             self._read_into(found, entry.start + start * row)
         return found
@@ -126,7 +126,7 @@ class ShardReader:
 
     def _bytes(self, name: str) -> bytes:
         entry = self._entries[name]
-        found = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        found = torch.empty(entry.stop - entry.start, dtype=torch.uint8, device="cpu")
         if found.nbytes:
             self._read_into(found, entry.start)
         return bytes(_memory(found)) if found.nbytes else b""
