@@ -81,7 +81,7 @@ def test_unreadable_files_are_listed_at_the_end_and_the_rest_is_stored(
     (speech / "d.wav").write_bytes(b"")
     soundfile.write(speech / "e.wav", torch.zeros(5).numpy(), 16000)  # shorter than a frame
     out = speech.parent / "out"
-    for refused in ("does not take inputs of shape [5]", "the model did not take it"):  # asked again, again
+    for _ in range(2):  # asked again, it says the same
         assert run(NAME, "--input", f"{speech}/*", "--out", str(out), "--workers", "1") == 1
         told = capsys.readouterr()
         assert told.out.startswith("3 items, 3 left out: ")
@@ -91,7 +91,7 @@ def test_unreadable_files_are_listed_at_the_end_and_the_rest_is_stored(
             "bundles: d.wav is empty: get it again, or leave it out.",
         ]
         assert too_short.startswith("bundles: e.wav")
-        assert refused in too_short
+        assert "does not take inputs of shape [5]" in too_short
     assert FeatureStore(out).names == ("a.wav", "b.flac", "c.mp3")
 
 
