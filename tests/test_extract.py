@@ -37,6 +37,7 @@ from bundles.errors import (
     UnreadableInputWarning,
 )
 from bundles.features.engines.accelerator import make_fed
+from bundles.features.engines.everywhere import as_everywhere
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.source import source_of
 from bundles.features.engines.tasks import Tasks
@@ -330,6 +331,14 @@ def test_how_this_process_is_set_decides_nothing(
     assert net.seen == {(1, "highest")}
     assert (torch.get_num_threads(), torch.get_default_device().type) == (2, "meta")
     assert (torch.get_float32_matmul_precision(), torch.get_default_dtype()) == ("medium", torch.float64)
+
+
+def test_the_default_device_of_a_block_is_as_before() -> None:
+    with torch.device("meta"):
+        with as_everywhere():
+            assert torch.empty(1).device.type == "cpu"
+        assert torch.empty(1).device.type == "meta"
+    assert (torch.empty(1).device.type, torch.get_default_device().type) == ("cpu", "cpu")
 
 
 def test_what_a_model_keeps_of_its_first_call_can_be_trained_through(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from bundles.errors import BundlesWarning, FeatureError
-from bundles.features.engines.everywhere import settle
+from bundles.features.engines.everywhere import as_everywhere
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.tasks import Task
 from bundles.features.engines.travel import context_for, needs_main, out_of_reach, pickled, without_main
@@ -159,7 +159,6 @@ def _start(given: Callable[[], Any], alive: Connection, parents_end: Connection)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not blocked
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     warnings.simplefilter("ignore", BundlesWarning)  # the parent has built the model, and warned
-    settle()
     recipe, _dataset = given()
     _maker = ShardMaker(recipe)
 
@@ -174,4 +173,5 @@ def _make(task: Task) -> Made:
     global _inputs
     if _inputs is None and _dataset is not None:
         _inputs = pickle.loads(_dataset)  # noqa: S301 - by the process that started this one
-    return _maker.make(task, _inputs)
+    with as_everywhere():
+        return _maker.make(task, _inputs)

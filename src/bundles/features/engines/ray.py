@@ -19,7 +19,7 @@ import torch
 
 from bundles.builders.require import require
 from bundles.errors import BundlesError, FeatureError
-from bundles.features.engines.everywhere import settle
+from bundles.features.engines.everywhere import as_everywhere
 from bundles.features.engines.maker import ShardMaker
 from bundles.features.engines.rows import item_of, rows_of
 from bundles.features.engines.source import ModuleSource, Source
@@ -216,14 +216,15 @@ class _Actor:
     def __init__(self, recipe: Recipe, settings: Mapping[str, str], as_table: bool) -> None:
         for name, value in settings.items():
             os.environ.setdefault(name, value)
-        settle()
         self.maker = ShardMaker(recipe)
         self.as_table = as_table
 
     def answer(self, task: Task, inputs: Inputs | None = None) -> Any:
         """Return a table of features; or a row with what a window came to, or with the error that it met."""
-        if self.as_table:
-            return table_of(self.maker, task, inputs)
+        with as_everywhere():
+            return table_of(self.maker, task, inputs) if self.as_table else self._row(task, inputs)
+
+    def _row(self, task: Task, inputs: Inputs | None) -> dict[str, list[bytes]]:
         try:
             made: Made | BundlesError = self.maker.make(task, inputs)
         except BundlesError as error:
